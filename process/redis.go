@@ -1,0 +1,65 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Redis describes a redis-server on loopback: in memory only, one I/O thread.
+type Redis struct {
+	Port      int
+	Dir       string // working directory, made if missing; the log goes here
+	ReplicaOf int    // port of its primary on loopback; 0 is none
+	MaxMemory string // as in redis.conf; "" is no limit
+	Args      []string
+}
+
+// Address is where it listens.
+func (r Redis) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.Port)) }
+
+// Start runs the server and waits until it answers PING; a replica, until it has its primary's data.
+func (r Redis) Start(ctx context.Context) (*Process, error) {
+	path, err := Find("redis-server")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(r.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("redis-%d", r.Port)
+	args := []string{"--port", strconv.Itoa(r.Port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+		"--dir", r.Dir, "--daemonize", "no", "--tcp-backlog", "511"}
+	if r.ReplicaOf != 0 {
+		args = append(args, "--replicaof", "127.0.0.1", strconv.Itoa(r.ReplicaOf), "--repl-diskless-sync-delay", "0")
+	} else {
+		args = append(args, "--repl-diskless-sync-delay", "0")
+	}
+	if r.MaxMemory != "" {
+		args = append(args, "--maxmemory", r.MaxMemory, "--maxmemory-policy", "allkeys-lru")
+	}
+	client := redis.NewClient(&redis.Options{Addr: r.Address(), DialTimeout: time.Second, MaxRetries: -1, PoolSize: 1})
+	defer client.Close()
+	return Start(ctx, Spec{
+		Name: name, Path: path, Args: append(args, r.Args...), Log: filepath.Join(r.Dir, name+".log"),
+		Ready: func(ctx context.Context, pid int) error {
+			info, err := client.InfoMap(ctx, "server", "replication").Result()
+			if err != nil {
+				return err
+			}
+			if got := info["Server"]["process_id"]; got != strconv.Itoa(pid) {
+				return fmt.Errorf("another Redis, process %s, answers on %s", got, r.Address())
+			}
+			if r.ReplicaOf != 0 && info["Replication"]["master_link_status"] != "up" {
+				return fmt.Errorf("replication from port %d is not up", r.ReplicaOf)
+			}
+			return nil
+		},
+	})
+}
