@@ -1,0 +1,85 @@
+package ring
+
+import (
+	"cmp"
+	"math"
+	"math/bits"
+	"slices"
+	"strconv"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// entry is one place of a host on the ring.
+type entry struct {
+	hash  uint64
+	owner uint32
+}
+
+// ringEntries computes the ring, sorted by hash, as Envoy's RingHashLoadBalancer does: enough entries that
+// the lightest host gets a whole number, unless that exceeds MaxSize. Entries are counted with running sums
+// over all hosts, so a host's count depends on those before it, down to the rounding of the sums.
+func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
+	lightest := slices.Min(weights)
+	scale := min(math.Ceil(lightest*float64(size))/lightest, MaxSize)
+
+	entries := make([]entry, 0, int(math.Ceil(scale)))
+	var name []byte
+	var target float64
+	for i, host := range hosts {
+		// The conversion keeps Go from fusing the two operations where the processor could: Envoy's build
+		// for x86-64 rounds the product.
+		target += float64(scale * weights[i])
+		name = append(append(name[:0], host.HashKey...), '_')
+		prefix := len(name)
+		for n := uint64(0); float64(len(entries)) < target; n++ {
+			name = strconv.AppendUint(name[:prefix], n, 10)
+			entries = append(entries, entry{xxhash.Sum64(name), uint32(i)})
+		}
+	}
+	// Envoy leaves open which of two equal hashes comes first; here it is the host listed first.
+	slices.SortStableFunc(entries, func(a, b entry) int { return cmp.Compare(a.hash, b.hash) })
+	return entries
+}
+
+// arcs are the ends of the ring's arcs, sorted: arc i takes the hashes up to and including ends[i] that no
+// arc before it takes. The last one ends at the highest hash and belongs to the first entry's host, which is
+// how the ring closes.
+type arcs struct {
+	ends []uint64
+	// first[b] is the first arc whose end is not below the bucket of hashes whose top bits are b. As there
+	// are more buckets than arcs, a look-up seldom passes more than one arc.
+	first []uint32
+	shift uint
+}
+
+// newArcs also returns the host of each arc.
+func newArcs(entries []entry) (arcs, []uint32) {
+	n := len(entries)
+	a := arcs{ends: make([]uint64, n+1)}
+	owners := make([]uint32, n+1)
+	for i, e := range entries {
+		a.ends[i], owners[i] = e.hash, e.owner
+	}
+	a.ends[n], owners[n] = math.MaxUint64, entries[0].owner
+
+	width := bits.Len(uint(n))
+	a.shift = uint(64 - width)
+	a.first = make([]uint32, 1<<width)
+	arc := 0
+	for b := range a.first {
+		for a.ends[arc] < uint64(b)<<a.shift {
+			arc++
+		}
+		a.first[b] = uint32(arc)
+	}
+	return a, owners
+}
+
+func (a *arcs) find(hash uint64) uint32 {
+	i := a.first[hash>>a.shift]
+	for a.ends[i] < hash {
+		i++
+	}
+	return i
+}
