@@ -1,0 +1,149 @@
+package mesh
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+// Problem is one thing that is wrong with a mesh.yaml.
+type Problem struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"`   // from 1; 0 where the file has no such place
+	Column  int    `json:"column"` // from 1
+	Field   string `json:"field"`  // such as pools[0].routes[1].prefix
+	Message string `json:"message"`
+	Remedy  string `json:"remedy"`
+}
+
+func (p Problem) String() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ":%d:%d", p.Line, p.Column)
+	}
+	if p.Field != "" {
+		fmt.Fprintf(&b, ": %s", p.Field)
+	}
+	fmt.Fprintf(&b, ": %s", p.Message)
+	if p.Remedy != "" {
+		fmt.Fprintf(&b, ": %s", p.Remedy)
+	}
+	return b.String()
+}
+
+// Problems is the error that Load returns: everything that is wrong, in the file's order.
+type Problems []Problem
+
+func (p Problems) Error() string {
+	lines := make([]string, len(p))
+	for i, problem := range p {
+		lines[i] = problem.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Load parses and validates a mesh.yaml and fills in its defaults. file is its name, for errors, which
+// are of type Problems.
+func Load(file string, data []byte) (*Mesh, error) {
+	tree, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, Problems{syntaxProblem(file, err)}
+	}
+	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil || len(bytes.TrimSpace(data)) == 0 {
+		return nil, Problems{{File: file, Message: "the file is empty", Remedy: "start it with apiVersion: " + APIVersion}}
+	}
+	if len(tree.Docs) > 1 {
+		return nil, Problems{{File: file, Line: tree.Docs[1].GetToken().Position.Line, Column: 1,
+			Message: "a second YAML document", Remedy: "keep one mesh a file"}}
+	}
+	problems := checkSchema(data)
+	m := new(Mesh)
+	if len(problems) == 0 {
+		if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(m); err != nil {
+			return nil, Problems{syntaxProblem(file, err)}
+		}
+		m.setDefaults()
+		problems = m.validate()
+	}
+	if len(problems) == 0 {
+		return m, nil
+	}
+	for i := range problems {
+		problems[i].File = file
+		problems[i].Line, problems[i].Column = position(tree, problems[i].Field)
+	}
+	slices.SortFunc(problems, func(a, b Problem) int {
+		return cmp.Or(a.Line-b.Line, a.Column-b.Column, strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
+	})
+	return nil, problems
+}
+
+func (m *Mesh) setDefaults() {
+	if m.OpTimeout == 0 {
+		m.OpTimeout = DefaultOpTimeout
+	}
+	for i := range m.Pools {
+		h := &m.Pools[i].Hashing
+		if h.Algorithm == "" {
+			h.Algorithm = RingHash
+		}
+		if h.Size == 0 {
+			h.Size = 65536
+			if h.Algorithm == Maglev {
+				h.Size = 65537
+			}
+		}
+		for j := range m.Pools[i].Routes {
+			if r := &m.Pools[i].Routes[j]; r.Coherence == "" {
+				r.Coherence = Local
+			}
+		}
+	}
+	for i := range m.Regions {
+		for j := range m.Regions[i].Shards {
+			if s := &m.Regions[i].Shards[j]; s.Weight == 0 {
+				s.Weight = 1
+			}
+		}
+	}
+}
+
+// syntaxProblem is the first thing at which the YAML library stopped.
+func syntaxProblem(file string, err error) Problem {
+	p := Problem{File: file, Message: err.Error(), Remedy: "mend the YAML here"}
+	var located yaml.Error
+	if errors.As(err, &located) {
+		p.Message = located.GetMessage()
+		if t := located.GetToken(); t != nil {
+			p.Line, p.Column = t.Position.Line, t.Position.Column
+		}
+	}
+	return p
+}
+
+// position finds a field in the file; a field that is missing is where its closest parent is.
+func position(tree *ast.File, field string) (line, column int) {
+	for field != "" {
+		if path, err := yaml.PathString("$." + field); err == nil {
+			if node, err := path.FilterFile(tree); err == nil && node != nil {
+				if t := node.GetToken(); t != nil {
+					return t.Position.Line, t.Position.Column
+				}
+			}
+		}
+		cut := strings.LastIndexAny(field, ".[")
+		if cut < 0 {
+			break
+		}
+		field = field[:cut]
+	}
+	return 1, 1
+}

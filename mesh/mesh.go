@@ -1,0 +1,114 @@
+// Package mesh is the model: what a mesh.yaml says (Mesh: regions, pools, routes, shards) and what
+// follows from it for one region (Topology). It parses, validates and answers which route takes a key.
+//
+// It does no I/O and knows nothing of Envoy, Consul or Redis, and it imports no other package of cachemesh.
+package mesh
+
+import "time"
+
+// APIVersion and Kind head every mesh.yaml.
+const (
+	APIVersion = "cachemesh.dev/v1"
+	Kind       = "Mesh"
+)
+
+// ReservedPrefix begins the keys that cachemesh keeps for itself on the shards. Applications cannot reach them.
+const ReservedPrefix = "cachemesh:"
+
+// DefaultOpTimeout bounds one command at a shard. A hung primary must not hold requests for longer than
+// its failover takes.
+const DefaultOpTimeout = 500 * time.Millisecond
+
+// Mesh is a whole mesh.yaml.
+type Mesh struct {
+	// Version of this format: cachemesh.dev/v1.
+	APIVersion string `yaml:"apiVersion" jsonschema:"enum=cachemesh.dev/v1"`
+	// Mesh.
+	Kind string `yaml:"kind" jsonschema:"enum=Mesh"`
+	// Longest time that a sidecar waits for a shard's reply to one command, such as 500ms (the default).
+	OpTimeout time.Duration `yaml:"opTimeout,omitempty" jsonschema:"type=string,pattern=^[0-9]+(ms|s)$,example=500ms"`
+	// The named sets of shards, and the key prefixes that each of them takes.
+	Pools []PoolSpec `yaml:"pools" jsonschema:"minItems=1"`
+	// The places that have shards of their own. In each, every pool needs at least one shard.
+	Regions []RegionSpec `yaml:"regions" jsonschema:"minItems=1"`
+}
+
+// PoolSpec is a pool as mesh.yaml states it, the same in every region.
+type PoolSpec struct {
+	// Name of the pool, such as timelines. Envoy's clusters carry it.
+	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
+	// How keys are spread over the pool's shards.
+	Hashing Hashing `yaml:"hashing,omitempty"`
+	// The key prefixes that this pool takes. The longest prefix wins; "" takes every other key.
+	Routes []Route `yaml:"routes" jsonschema:"minItems=1"`
+}
+
+// Hashing says how a pool's keys are spread over its shards.
+type Hashing struct {
+	// ring_hash (the default) or maglev.
+	Algorithm Algorithm `yaml:"algorithm,omitempty" jsonschema:"enum=ring_hash,enum=maglev"`
+	// Fewest entries on the ring of ring_hash (default 65536), entries in the table of maglev (a prime; default 65537).
+	Size uint64 `yaml:"size,omitempty" jsonschema:"minimum=1,maximum=8388608"`
+}
+
+// Algorithm is a way to spread keys.
+type Algorithm string
+
+// The algorithms that Envoy's Redis proxy offers for shards that are named.
+const (
+	RingHash Algorithm = "ring_hash"
+	Maglev   Algorithm = "maglev"
+)
+
+// Route is a key prefix of a pool and the policies of its keys.
+type Route struct {
+	// Keys that begin with this belong to the route, unless a longer prefix takes them.
+	Prefix string `yaml:"prefix" jsonschema:"maxLength=256"`
+	// How other regions learn of writes. local (the default): they do not.
+	Coherence Coherence `yaml:"coherence,omitempty" jsonschema:"enum=local"`
+}
+
+// Coherence is how other regions learn of a route's writes.
+type Coherence string
+
+// Local keeps writes in their region.
+const Local Coherence = "local"
+
+// RegionSpec is a region as mesh.yaml states it.
+type RegionSpec struct {
+	// Name of the region, such as us-east.
+	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
+	// The region's shards.
+	Shards []ShardSpec `yaml:"shards" jsonschema:"minItems=1"`
+}
+
+// ShardSpec is a shard as mesh.yaml states it.
+type ShardSpec struct {
+	// Pool that the shard belongs to.
+	Pool string `yaml:"pool"`
+	// Name of the shard, such as timelines-2. It is the shard's place on the ring: another name moves its keys.
+	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
+	// Share of the keys beside the pool's other shards (default 1).
+	Weight uint32 `yaml:"weight,omitempty" jsonschema:"minimum=1,maximum=1024"`
+	// Addresses (IP:port) of the shard's Redis processes. The first is the primary, the others replicate it.
+	Nodes []string `yaml:"nodes" jsonschema:"minItems=1"`
+}
+
+// Region returns the region of that name.
+func (m *Mesh) Region(name string) (RegionSpec, bool) {
+	for _, r := range m.Regions {
+		if r.Name == name {
+			return r, true
+		}
+	}
+	return RegionSpec{}, false
+}
+
+// RegionNames lists the regions in the file's order.
+func (m *Mesh) RegionNames() []string {
+	names := make([]string, len(m.Regions))
+	for i, r := range m.Regions {
+		names[i] = r.Name
+	}
+	return names
+}

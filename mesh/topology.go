@@ -1,0 +1,112 @@
+package mesh
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Topology is what one region's sidecars need to know: its pools with their routes, shards and primaries.
+type Topology struct {
+	Region    string        `json:"region"`
+	OpTimeout time.Duration `json:"op_timeout_ns"`
+	Pools     []Pool        `json:"pools"`
+}
+
+// Pool is a pool in one region.
+type Pool struct {
+	Name    string  `json:"name"`
+	Hashing Hashing `json:"hashing"`
+	Routes  []Route `json:"routes"`
+	Shards  []Shard `json:"shards"`
+}
+
+// Shard is a logical part of a pool in one region.
+type Shard struct {
+	Name   string `json:"name"`
+	Weight uint32 `json:"weight"`
+	Nodes  []Node `json:"nodes"`
+}
+
+// Node is one Redis process of a shard.
+type Node struct {
+	Address string `json:"address"`
+	Role    Role   `json:"role"`
+}
+
+// Role is what a node does for its shard.
+type Role string
+
+// A shard has one primary, which answers, and any number of replicas.
+const (
+	Primary Role = "primary"
+	Replica Role = "replica"
+)
+
+// Primary returns the node that answers for the shard.
+func (s Shard) Primary() (Node, bool) {
+	for _, n := range s.Nodes {
+		if n.Role == Primary {
+			return n, true
+		}
+	}
+	return Node{}, false
+}
+
+// Topology derives one region's topology from a validated mesh. The shards of a pool keep the file's order.
+func (m *Mesh) Topology(region string) (Topology, error) {
+	spec, ok := m.Region(region)
+	if !ok {
+		return Topology{}, fmt.Errorf("region %q is not in the mesh: it has %s", region, strings.Join(m.RegionNames(), ", "))
+	}
+	t := Topology{Region: region, OpTimeout: m.OpTimeout}
+	for _, p := range m.Pools {
+		pool := Pool{Name: p.Name, Hashing: p.Hashing, Routes: p.Routes}
+		for _, s := range spec.Shards {
+			if s.Pool != p.Name {
+				continue
+			}
+			shard := Shard{Name: s.Name, Weight: s.Weight}
+			for i, address := range s.Nodes {
+				role := Replica
+				if i == 0 {
+					role = Primary
+				}
+				shard.Nodes = append(shard.Nodes, Node{Address: address, Role: role})
+			}
+			pool.Shards = append(pool.Shards, shard)
+		}
+		t.Pools = append(t.Pools, pool)
+	}
+	return t, nil
+}
+
+// The reasons for which no pool takes a key.
+var (
+	ErrNoRoute  = errors.New(`no route takes this key: add a route with a prefix of it, or with prefix "", to mesh.yaml`)
+	ErrReserved = errors.New(`keys under "` + ReservedPrefix + `" belong to cachemesh: use another prefix`)
+)
+
+// Route returns the pool and the route that take the key: those of the longest prefix.
+// It fails with ErrReserved or ErrNoRoute.
+func (t Topology) Route(key []byte) (Pool, Route, error) {
+	if bytes.HasPrefix(key, []byte(ReservedPrefix)) {
+		return Pool{}, Route{}, ErrReserved
+	}
+	var pool Pool
+	var route Route
+	found := false
+	for _, p := range t.Pools {
+		for _, r := range p.Routes {
+			if bytes.HasPrefix(key, []byte(r.Prefix)) && (!found || len(r.Prefix) > len(route.Prefix)) {
+				pool, route, found = p, r, true
+			}
+		}
+	}
+	if !found {
+		return Pool{}, Route{}, ErrNoRoute
+	}
+	return pool, route, nil
+}
