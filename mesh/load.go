@@ -61,8 +61,11 @@ func Load(file string, data []byte) (*Mesh, error) {
 		return nil, Problems{{File: file, Message: "the file is empty", Remedy: "start it with apiVersion: " + APIVersion}}
 	}
 	if len(tree.Docs) > 1 {
-		return nil, Problems{{File: file, Line: tree.Docs[1].GetToken().Position.Line, Column: 1,
-			Message: "a second YAML document", Remedy: "keep one mesh a file"}}
+		second := Problem{File: file, Message: "a second YAML document", Remedy: "keep one mesh a file"}
+		if start := tree.Docs[1].Start; start != nil {
+			second.Line, second.Column = start.Position.Line, start.Position.Column
+		}
+		return nil, Problems{second}
 	}
 	problems := checkSchema(data)
 	m := new(Mesh)
