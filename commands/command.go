@@ -3,10 +3,13 @@
 //
 // It only knows: it runs nothing and imports nothing of ours. The listeners take the names that they refuse from
 // Refused, `cachemesh explain` prints what Explain and ExplainError say, and docs/commands.md is generated from All.
-// Its tests hold every entry against the real Envoy and real Redis servers.
+// Its tests hold every entry against the real Envoy, two real shards and one lone Redis.
 package commands
 
+//go:generate go test . -run TestPage -update
+
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -15,63 +18,65 @@ import (
 type Verdict string
 
 const (
-	VerdictWorks   Verdict = "works"   // as with one Redis
-	VerdictCareful Verdict = "careful" // works, within the limits that Why names
+	VerdictWorks   Verdict = "works"   // answers as one Redis would
+	VerdictCareful Verdict = "careful" // works within the limits that Why names
 	VerdictRefused Verdict = "refused" // the listeners refuse it, because it would leak or lie
 	VerdictUnknown Verdict = "unknown" // Envoy itself does not know it
 )
 
-// Kind says who answers a command.
+// Kind says where Envoy sends a command (or would, were it not refused).
 type Kind string
 
 const (
-	KindRead  Kind = "read"  // the shard of its key, on the read way
-	KindWrite Kind = "write" // the shard of its key, on the write way
-	KindSplit Kind = "split" // split by key: every shard that holds one of its keys answers its part
-	KindLocal Kind = "local" // Envoy itself
-	KindOther Kind = "other" // none of these; Why says what
+	KindRead        Kind = "read"        // to the shard of its key, the read way
+	KindWrite       Kind = "write"       // to the shard of its key, the write way
+	KindSplit       Kind = "split"       // one part for each key, each to the shard of that key
+	KindTransaction Kind = "transaction" // to the shard of the transaction's first key
+	KindOneShard    Kind = "one shard"   // to a shard that Envoy picks, for want of a key
+	KindLocal       Kind = "local"       // nowhere: Envoy answers
+	KindNone        Kind = "none"        // nowhere: Envoy answers that it does not know it
 )
 
 // Command is one entry of the catalogue.
 type Command struct {
-	Name    string  // lower case
-	Verdict Verdict // whether to use it
-	Kind    Kind    // who would answer it, were it not refused
-	// EnvoyReads is true of a command that changes data and that Envoy sends the read way all the same.
+	Name    string // lower case
+	Verdict Verdict
+	Kind    Kind
+	// EnvoyReads is true of a command that changes something on the shard and that Envoy sends the read way all the same.
+	// On a route with a read command policy it bypasses whatever the writes pass through.
 	EnvoyReads bool
 	Why        string // what is special about it; empty if nothing is
 	Instead    string // what to run instead; empty if there is no need
-	Error      string // the exact error that a client sees; only Refused and Unknown commands have one
+	// Error is the error that a client sees, without the protocol's "-". Only refused and unknown commands have one.
+	// For an unknown command Envoy appends the first argument, and spells the name as the client did.
+	Error string
 }
 
 // FaultError is what a client sees when a listener refuses a command.
 const FaultError = "Fault Injected: Error"
 
-// Explain looks a command up. It knows every name: one that is not in the catalogue is Unknown.
-func Explain(name string) Command {
-	name = strings.ToLower(strings.TrimSpace(name))
-	for _, c := range All() {
-		if c.Name == name {
-			return c
-		}
-	}
-	return Command{
-		Name: name, Verdict: VerdictUnknown, Kind: KindOther, Error: unknownError(name),
-		Why: "Envoy does not know this command and forwards it to no shard.",
-	}
-}
+var all = catalogue()
 
 // All returns the catalogue, sorted by name.
-func All() []Command {
-	all := slices.Clone(table)
-	slices.SortFunc(all, func(a, b Command) int { return strings.Compare(a.Name, b.Name) })
-	return all
+func All() []Command { return slices.Clone(all) }
+
+// Explain looks a command up, in any case. A name that is not in the catalogue is a command that Envoy does not know.
+func Explain(name string) Command {
+	name = strings.ToLower(strings.TrimSpace(name))
+	if i, ok := slices.BinarySearchFunc(all, name, byName); ok {
+		return all[i]
+	}
+	return complete(name, Command{
+		Verdict: VerdictUnknown, Kind: KindNone,
+		Why:     "Envoy does not know this command and sends it to no shard.",
+		Instead: "Run it on a node directly: `cachemesh where KEY` names the primary of a key's shard.",
+	})
 }
 
-// Refused returns the commands that the listeners must refuse with a fault, in lower case and sorted.
+// Refused returns the commands that the listeners must refuse with a fault (type ERROR, 100 %), in lower case and sorted.
 func Refused() []string {
 	var names []string
-	for _, c := range All() {
+	for _, c := range all {
 		if c.Verdict == VerdictRefused {
 			names = append(names, c.Name)
 		}
@@ -79,31 +84,27 @@ func Refused() []string {
 	return names
 }
 
-// ExplainError says what an error that a client saw means and what to do; ok is false for an error that is not one of the mesh.
-func ExplainError(text string) (meaning string, ok bool) {
-	if strings.Contains(text, FaultError) {
-		return "A listener refuses this command because it would leak or lie through a sharded proxy.", true
+func byName(c Command, name string) int { return strings.Compare(c.Name, name) }
+
+// catalogue makes one entry for each name of each group.
+func catalogue() []Command {
+	var commands []Command
+	for _, g := range groups {
+		for name := range strings.FieldsSeq(g.names) {
+			commands = append(commands, complete(name, g.Command))
+		}
 	}
-	return "", false
+	slices.SortFunc(commands, func(a, b Command) int { return byName(a, b.Name) })
+	return commands
 }
 
-func unknownError(name string) string { return "ERR unknown command '" + name + "'" }
-
-var table = []Command{
-	{Name: "select", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "flushall", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "flushdb", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "keys", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "scan", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "randomkey", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "config", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "script", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "info", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "watch", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "unwatch", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "multi", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "exec", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "discard", Verdict: VerdictRefused, Kind: KindOther, Error: FaultError},
-	{Name: "get", Verdict: VerdictWorks, Kind: KindRead},
-	{Name: "set", Verdict: VerdictWorks, Kind: KindWrite},
+func complete(name string, c Command) Command {
+	c.Name = name
+	switch c.Verdict {
+	case VerdictRefused:
+		c.Error = FaultError
+	case VerdictUnknown:
+		c.Error = fmt.Sprintf("ERR unknown command '%s', with args beginning with: ", name)
+	}
+	return c
 }
