@@ -1,0 +1,58 @@
+package envoy
+
+import (
+	"net/netip"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// endpoints are those of a pool's two clusters. The order of the shards is part of the ring: Envoy sums the
+// entries of weighted hosts in the order in which they come.
+func endpoints(region string, p mesh.Pool) []*endpointv3.ClusterLoadAssignment {
+	var hosts []*endpointv3.LbEndpoint
+	for _, s := range p.Shards {
+		if primary, ok := s.Primary(); ok {
+			hosts = append(hosts, host(s, primary))
+		}
+	}
+	assign := func(cluster string) *endpointv3.ClusterLoadAssignment {
+		return &endpointv3.ClusterLoadAssignment{
+			ClusterName: cluster,
+			Endpoints: []*endpointv3.LocalityLbEndpoints{{
+				Locality:    &corev3.Locality{Region: region},
+				LbEndpoints: hosts,
+			}},
+		}
+	}
+	return []*endpointv3.ClusterLoadAssignment{assign(p.Name), assign(p.Name + writes)}
+}
+
+// host is a shard's place on the ring, which its name decides, and the address that answers there now.
+func host(s mesh.Shard, n mesh.Node) *endpointv3.LbEndpoint {
+	return &endpointv3.LbEndpoint{
+		HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+			Address:  socketAddress(netip.MustParseAddrPort(n.Address)),
+			Hostname: s.Name,
+		}},
+		LoadBalancingWeight: wrapperspb.UInt32(s.Weight),
+		Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			"envoy.lb": {Fields: map[string]*structpb.Value{"hash_key": structpb.NewStringValue(s.Name)}},
+		}},
+	}
+}
+
+func socketAddress(a netip.AddrPort) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address:       a.Addr().String(),
+		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())},
+	}}}
+}
+
+func pipeAddress(path string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: 0o660}}}
+}
