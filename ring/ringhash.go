@@ -16,13 +16,17 @@ type entry struct {
 	owner uint32
 }
 
-// ringEntries computes the ring, sorted by hash, as Envoy's RingHashLoadBalancer does: enough entries that
-// the lightest host gets a whole number, unless that exceeds MaxSize. Entries are counted with running sums
-// over all hosts, so a host's count depends on those before it, down to the rounding of the sums.
-func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
-	lightest := slices.Min(weights)
-	scale := min(math.Ceil(lightest*float64(size))/lightest, MaxSize)
+// ringScale is how many entries a whole ring has, give or take a fraction: enough that the lightest host gets
+// a whole number and the ring at least size, unless that exceeds MaxSize.
+func ringScale(size uint64, lightest float64) float64 {
+	return min(math.Ceil(lightest*float64(size))/lightest, MaxSize)
+}
 
+// ringEntries computes the ring, sorted by hash, as Envoy's RingHashLoadBalancer does. Entries are counted
+// with running sums over all hosts, so a host's count depends on those before it, down to the rounding of
+// the sums.
+func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
+	scale := ringScale(size, slices.Min(weights))
 	entries := make([]entry, 0, int(math.Ceil(scale)))
 	var name []byte
 	var target float64
@@ -38,7 +42,9 @@ func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
 		}
 	}
 	// Envoy leaves open which of two equal hashes comes first; here it is the host listed first.
-	slices.SortStableFunc(entries, func(a, b entry) int { return cmp.Compare(a.hash, b.hash) })
+	slices.SortFunc(entries, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.owner, b.owner))
+	})
 	return entries
 }
 
