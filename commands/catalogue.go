@@ -166,7 +166,7 @@ var groups = []group{
 			Instead: onePerKey}},
 	{"flushall flushdb",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard, EnvoyReads: true,
-			Why:     "Empties one shard, answers OK and leaves the others full. Any application could do it to all.",
+			Why:     "Empties one shard, of every application's keys, answers OK and leaves the other shards full.",
 			Instead: onePerKey + " For some keys: UNLINK."}},
 	{"config",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
@@ -179,7 +179,7 @@ var groups = []group{
 	{"info info.shard role slowlog",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
 			Why: "Tells of one shard and looks as if it were all.",
-			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node. " + toTheNode +
+			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node; or the command on such a node itself." +
 				" A client that asks INFO when it connects needs that switched off (ioredis: enableReadyCheck: false)."}},
 	{"select",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
