@@ -193,7 +193,8 @@ var groups = []group{
 	// Refused: transactions.
 	{"multi exec discard",
 		Command{Verdict: VerdictRefused, Kind: KindTransaction,
-			Why:     "The whole transaction goes to its first key's shard: other keys are read and written where they are not looked for, and EXEC answers OK.",
+			Why: "The whole transaction goes to its first key's shard: other keys are read and written where they are not looked for, and EXEC answers OK. " +
+				"Envoy 1.40 crashes when a transaction's first key is on a route whose cluster has no host.",
 			Instead: "EVAL with a script over one key or " + oneTag + "."}},
 	{"watch unwatch",
 		Command{Verdict: VerdictRefused, Kind: KindTransaction,
