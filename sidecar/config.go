@@ -1,0 +1,163 @@
+package sidecar
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/cachemesh/cachemesh/envoy"
+)
+
+// Config says what one sidecar is and where it listens.
+type Config struct {
+	Name   string // node id, unique in its region
+	Region string
+	Zone   string
+	// Dir holds the sidecar's state, sockets and logs; made if missing, one agent at a time.
+	Dir string
+	// ControlPlanes are host:port of the region's control planes. Any one of them is enough.
+	ControlPlanes []string
+	// Addresses are where applications reach Redis; socket paths are relative to Dir.
+	Addresses envoy.Addresses
+	Admin     string // host:port of Envoy's admin interface
+	Metrics   string // host:port of the agent's HTTP server
+	Envoy     string // path of the Envoy program
+	// Concurrency is the number of Envoy's worker threads; 0 is 1.
+	Concurrency int
+	// DrainTimeout bounds how long a stopping sidecar waits for its clients; 0 is 5 s.
+	DrainTimeout time.Duration
+	Version      string // of this program, reported to the control plane
+	Logger       *slog.Logger
+}
+
+// The name of the relay's socket in Config.Dir, and the longest path that a Unix socket can have.
+const (
+	xdsSocket     = "xds.sock"
+	maxSocketPath = 107
+)
+
+// complete returns the configuration with its defaults and absolute paths, or what is wrong with it.
+func (c Config) complete() (Config, error) {
+	if c.Concurrency == 0 {
+		c.Concurrency = 1
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 5 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Dir == "" {
+		return c, errors.New("Dir is empty: name a directory for the sidecar's state and sockets")
+	}
+	var err error
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return c, fmt.Errorf("Dir %q: %w", c.Dir, err)
+	}
+	if c.Envoy, err = filepath.Abs(c.Envoy); err != nil {
+		return c, fmt.Errorf("Envoy %q: %w", c.Envoy, err)
+	}
+	return c, c.validate()
+}
+
+func (c Config) validate() error {
+	if c.Name == "" {
+		return errors.New("Name is empty: give the sidecar a name that is unique in its region")
+	}
+	if c.Region == "" {
+		return errors.New("Region is empty: name the region that this sidecar is in")
+	}
+	if c.Concurrency < 0 {
+		return fmt.Errorf("Concurrency is %d: give the number of Envoy's worker threads, at least 1", c.Concurrency)
+	}
+	if c.DrainTimeout < 0 {
+		return fmt.Errorf("DrainTimeout is %v: give a positive duration", c.DrainTimeout)
+	}
+	if info, err := os.Stat(c.Envoy); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("Envoy %q is not a program: give the path of Envoy's executable", c.Envoy)
+	}
+	if len(c.ControlPlanes) == 0 {
+		return errors.New("ControlPlanes is empty: give host:port of at least one control plane")
+	}
+	for _, address := range c.ControlPlanes {
+		if err := hostPort(address); err != nil {
+			return fmt.Errorf("ControlPlanes: %w", err)
+		}
+	}
+	if err := c.Addresses.Validate(); err != nil {
+		return fmt.Errorf("Addresses: %w", err)
+	}
+	if err := loopback(c.Admin); err != nil {
+		return fmt.Errorf("Admin: %w", err)
+	}
+	if err := loopback(c.Metrics); err != nil {
+		return fmt.Errorf("Metrics: %w", err)
+	}
+	for _, path := range c.sockets() {
+		if len(path) > maxSocketPath {
+			return fmt.Errorf("the socket path %s has %d bytes and may have %d: use a shorter --dir", path, len(path), maxSocketPath)
+		}
+	}
+	return nil
+}
+
+// redisSockets are the absolute paths of the sockets that applications connect to.
+func (c Config) redisSockets() []string {
+	var paths []string
+	for _, path := range []string{c.Addresses.Socket, c.Addresses.SocketRESP3} {
+		if path == "" {
+			continue
+		}
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(c.Dir, path)
+		}
+		paths = append(paths, path)
+	}
+	return paths
+}
+
+func (c Config) sockets() []string {
+	return append(c.redisSockets(), filepath.Join(c.Dir, xdsSocket))
+}
+
+// redisListeners are all addresses where applications reach Redis.
+func (c Config) redisListeners() []net.Addr {
+	var all []net.Addr
+	for _, address := range []string{c.Addresses.Redis, c.Addresses.RedisRESP3} {
+		if at, err := netip.ParseAddrPort(address); err == nil {
+			all = append(all, net.TCPAddrFromAddrPort(at))
+		}
+	}
+	for _, path := range c.redisSockets() {
+		all = append(all, &net.UnixAddr{Net: "unix", Name: path})
+	}
+	return all
+}
+
+func hostPort(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", address)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
+		return fmt.Errorf("%q is not a host and a port from 1 to 65535", address)
+	}
+	return nil
+}
+
+func loopback(address string) error {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil || at.Port() == 0 {
+		return fmt.Errorf("%q is not IP:port: use 127.0.0.1:PORT", address)
+	}
+	if !at.Addr().IsLoopback() {
+		return fmt.Errorf("%q is not on loopback, and whoever reaches it needs no password: use 127.0.0.1:PORT", address)
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package sidecar
+
+import (
+	"maps"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/cachemesh/cachemesh/envoy"
+)
+
+// holdings follow one Envoy's delta stream to know which resources it has: those that it acknowledged.
+// They do no I/O and are not safe for concurrent use.
+type holdings struct {
+	held    resources // what Envoy acknowledged
+	saved   resources // the last complete set of those; nil for none
+	changed time.Time // when held last changed, or the agent started
+	stream  map[string]*subscription
+}
+
+// subscription is what one stream has said about one type.
+type subscription struct {
+	wildcard bool
+	names    map[string]bool                              // that Envoy should have: subscribed to, or offered and rejected
+	answered bool                                         // Envoy came with resources of the type, or has acknowledged an answer
+	sent     map[string]*discovery.DeltaDiscoveryResponse // not yet acknowledged, by nonce
+}
+
+func newHoldings(saved resources) *holdings {
+	return &holdings{held: resources{}, saved: saved, changed: time.Now()}
+}
+
+// begin forgets the stream before: another starts.
+func (h *holdings) begin() { h.stream = map[string]*subscription{} }
+
+// unknownVersion tells a control plane that Envoy has a resource, and to send it all the same.
+const unknownVersion = "?"
+
+// request notes what Envoy says. On a type's first request it replaces the versions of those resources whose content the
+// agent does not know, so that they are sent again. It returns the response that Envoy rejects, nil if it rejects none.
+func (h *holdings) request(req *discovery.DeltaDiscoveryRequest) (rejected *discovery.DeltaDiscoveryResponse) {
+	sub, known := h.stream[req.TypeUrl]
+	if !known {
+		sub = h.subscribe(req)
+		h.stream[req.TypeUrl] = sub
+	}
+	if resp := sub.sent[req.ResponseNonce]; resp != nil {
+		delete(sub.sent, req.ResponseNonce)
+		if req.ErrorDetail != nil {
+			// Envoy may have taken some of them, but it keeps no version of any: none counts as acknowledged.
+			rejected = resp
+			for _, r := range resp.Resources {
+				sub.names[r.Name] = true
+			}
+		} else {
+			sub.answered = true
+			h.apply(sub, resp)
+		}
+	}
+	if !sub.wildcard {
+		for _, name := range req.ResourceNamesSubscribe {
+			sub.names[name] = true
+		}
+		for _, name := range req.ResourceNamesUnsubscribe {
+			delete(sub.names, name)
+			delete(h.held[req.TypeUrl], name)
+		}
+	}
+	return rejected
+}
+
+func (h *holdings) subscribe(req *discovery.DeltaDiscoveryRequest) *subscription {
+	sub := &subscription{
+		wildcard: wildcard(req, true),
+		names:    map[string]bool{},
+		answered: len(req.InitialResourceVersions) > 0,
+		sent:     map[string]*discovery.DeltaDiscoveryResponse{},
+	}
+	held := map[string]*discovery.Resource{}
+	for name, version := range req.InitialResourceVersions {
+		for _, source := range []resources{h.held, h.saved} {
+			if r := source[req.TypeUrl][name]; r != nil && r.Version == version {
+				held[name] = r
+			}
+		}
+		if held[name] == nil {
+			req.InitialResourceVersions[name] = unknownVersion
+			sub.answered = false
+		}
+	}
+	h.held[req.TypeUrl] = held
+	return sub
+}
+
+// response notes what is sent to Envoy, as the control plane worded it.
+func (h *holdings) response(resp *discovery.DeltaDiscoveryResponse) {
+	if sub := h.stream[resp.TypeUrl]; sub != nil {
+		sub.sent[resp.Nonce] = resp
+	}
+}
+
+func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryResponse) {
+	for _, r := range resp.Resources {
+		h.held.set(resp.TypeUrl, r)
+	}
+	for _, name := range resp.RemovedResources {
+		delete(h.held[resp.TypeUrl], name)
+		if sub.wildcard {
+			delete(sub.names, name)
+		}
+	}
+	if len(resp.Resources)+len(resp.RemovedResources) > 0 {
+		h.changed = time.Now()
+	}
+}
+
+// complete says whether Envoy has all that it asked for: it could start again with just what it holds.
+func (h *holdings) complete() bool {
+	for _, typeURL := range []string{envoy.ClusterType, envoy.ListenerType} {
+		if sub := h.stream[typeURL]; sub == nil || !sub.answered {
+			return false
+		}
+	}
+	for typeURL, sub := range h.stream {
+		if len(sub.sent) > 0 {
+			return false
+		}
+		for name := range sub.names {
+			if h.held[typeURL][name] == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// save returns the set to be saved, nil if the holdings are incomplete or what is saved already.
+func (h *holdings) save() resources {
+	if !h.complete() {
+		return nil
+	}
+	set := resources{}
+	for typeURL := range h.stream {
+		set[typeURL] = maps.Clone(h.held[typeURL])
+	}
+	if h.saved != nil && set.version() == h.saved.version() {
+		return nil
+	}
+	h.saved = set
+	return set
+}

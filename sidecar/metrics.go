@@ -1,0 +1,68 @@
+package sidecar
+
+import (
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector reads the sidecar's metrics at each scrape from where the values live.
+type collector struct{ agent *agent }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("cachemesh_sidecar_"+name, help, labels, nil)
+}
+
+var (
+	envoyUp       = desc("envoy_up", "1 while Envoy runs and its admin interface answers.")
+	envoyRestarts = desc("envoy_restarts_total", "Starts of Envoy after it ended, by the signal or exit code that ended it.", "reason")
+	xdsConnected  = desc("xds_connected", "1 for the control plane that Envoy's xDS is relayed to.", "control_plane")
+	xdsSource     = desc("xds_source", "1 for where Envoy's resources come from now.", "source")
+	xdsNacks      = desc("xds_nacks_total", "Responses that Envoy rejected.", "type")
+	xdsAge        = desc("xds_age_seconds", "Time since Envoy last acknowledged a change, or since the agent started.")
+	xdsResources  = desc("xds_resources", "Resources that Envoy has acknowledged.", "type")
+	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
+)
+
+// Describe sends nothing: which labels there are is known at the scrape.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect sends the values of this moment.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	counter := func(d *prometheus.Desc, value int, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
+	}
+	s := c.agent.status()
+	gauge(envoyUp, number(s.Envoy.Up))
+	for reason, n := range s.Envoy.Restarts {
+		counter(envoyRestarts, n, reason)
+	}
+	for _, address := range c.agent.config.ControlPlanes {
+		gauge(xdsConnected, number(address == s.XDS.ControlPlane), address)
+	}
+	for _, source := range []string{fromControlPlane, fromDisk} {
+		gauge(xdsSource, number(source == s.XDS.Source), source)
+	}
+	for typeURL, n := range s.XDS.Nacks {
+		counter(xdsNacks, n, shortType(typeURL))
+	}
+	for typeURL, n := range s.XDS.Resources {
+		gauge(xdsResources, float64(n), shortType(typeURL))
+	}
+	gauge(xdsAge, time.Since(s.XDS.Changed).Seconds())
+	gauge(xdsVersion, 1, s.XDS.Version)
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// shortType is a type URL's last word, such as Listener.
+func shortType(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }

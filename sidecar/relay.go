@@ -1,0 +1,415 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/cachemesh/cachemesh/envoy"
+)
+
+// The sources of an Envoy's resources.
+const (
+	fromControlPlane = "control_plane"
+	fromDisk         = "disk"
+)
+
+// relay is the xDS server of one Envoy. It passes each stream on to a control plane, and where none answers it serves
+// the last resources of which Envoy acknowledged all.
+type relay struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+
+	planes    *controlPlanes
+	addresses envoy.Addresses
+	version   string         // of the agent
+	restarts  func() int     // of Envoy
+	saves     chan resources // holds the newest set that is not yet on disk
+	log       *slog.Logger
+
+	mu       sync.Mutex
+	holdings *holdings
+	current  *session
+	source   string // of the current session; "" while it has none
+	before   string // the source before
+	plane    string // address of the control plane that the current session is relayed to
+	nacks    map[string]int
+}
+
+type envoyStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+
+// session is one stream of Envoy. A newer one takes its place.
+type session struct {
+	end context.CancelCauseFunc
+}
+
+var (
+	errReplaced = errors.New("Envoy opened another stream")
+	errReturned = errors.New("a control plane answers again")
+)
+
+func newRelay(c Config, saved resources, restarts func() int, options ...grpc.DialOption) *relay {
+	return &relay{
+		planes: newControlPlanes(c.ControlPlanes, options...), addresses: c.Addresses, version: c.Version, restarts: restarts,
+		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
+		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.ListenerType: 0},
+	}
+}
+
+// server returns the gRPC server that Envoy connects to.
+func (r *relay) server() *grpc.Server {
+	s := grpc.NewServer(
+		// Envoy pings idle connections more often than gRPC's default tolerates.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(maxMessage),
+	)
+	discovery.RegisterAggregatedDiscoveryServiceServer(s, r)
+	return s
+}
+
+// StreamAggregatedResources refuses the state-of-the-world protocol.
+func (r *relay) StreamAggregatedResources(discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return status.Error(codes.Unimplemented, "the sidecar's agent serves delta xDS only: use api_type DELTA_GRPC in the bootstrap")
+}
+
+// DeltaAggregatedResources serves one stream of Envoy until either side ends it or its source must change.
+func (r *relay) DeltaAggregatedResources(stream envoyStream) error {
+	ctx, end := context.WithCancelCause(stream.Context())
+	defer end(nil)
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	s := &session{end: end}
+	r.begin(s)
+	defer r.finish(s)
+	if err := r.request(s, first); err != nil {
+		return err
+	}
+	saved := r.savedResources()
+	patience := answerTimeout
+	if saved != nil && len(first.InitialResourceVersions) == 0 {
+		patience = emptyAnswerTimeout
+	}
+	up, err := r.planes.open(ctx, first, patience)
+	if err != nil {
+		if saved != nil {
+			r.log.Warn("serving saved resources: no control plane answers", "error", err)
+			return r.serveSaved(ctx, s, stream, saved, first)
+		}
+		r.log.Warn("waiting for a control plane: none answers, and no resources are saved", "error", err)
+		if up = r.await(ctx, first); up == nil {
+			return unavailable(context.Cause(ctx))
+		}
+	}
+	defer up.close()
+	return r.pass(ctx, s, stream, up)
+}
+
+// pass relays in both directions until one ends. Each direction waits for its receiver, so nothing piles up here.
+func (r *relay) pass(ctx context.Context, s *session, stream envoyStream, up *upstream) error {
+	r.log.Info("relaying xDS", "control_plane", up.address)
+	r.serving(s, fromControlPlane, up.address)
+	ended := make(chan error, 2)
+	go func() {
+		for {
+			req, err := stream.Recv()
+			if err == nil {
+				err = r.request(s, req)
+			}
+			if err == nil {
+				err = up.send(req)
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	go func() {
+		resp, err := up.first, error(nil)
+		for {
+			if err == nil {
+				err = r.down(s, stream, up, resp)
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
+			resp, err = up.stream.Recv()
+		}
+	}()
+	select {
+	case err := <-ended:
+		if stream.Context().Err() == nil {
+			r.log.Warn("the control plane's stream ended", "control_plane", up.address, "error", err)
+		}
+		return unavailable(err)
+	case <-ctx.Done():
+		return unavailable(context.Cause(ctx))
+	}
+}
+
+// down passes a response on to Envoy, with listeners at this sidecar's addresses.
+func (r *relay) down(s *session, stream envoyStream, up *upstream, resp *discovery.DeltaDiscoveryResponse) error {
+	placed, err := r.place(resp)
+	if err != nil {
+		// Envoy never sees it, so it is rejected here as Envoy would.
+		r.countRejection(resp, err.Error())
+		return up.send(&discovery.DeltaDiscoveryRequest{
+			TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce,
+			ErrorDetail: &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: err.Error()},
+		})
+	}
+	if err := r.response(s, resp); err != nil {
+		return err
+	}
+	return stream.Send(placed)
+}
+
+func (r *relay) place(resp *discovery.DeltaDiscoveryResponse) (*discovery.DeltaDiscoveryResponse, error) {
+	if resp.TypeUrl != envoy.ListenerType {
+		return resp, nil
+	}
+	listeners, err := envoy.PlaceListeners(resp.Resources, r.addresses)
+	if err != nil {
+		return nil, err
+	}
+	placed := proto.CloneOf(resp)
+	placed.Resources = listeners
+	return placed, nil
+}
+
+// serveSaved answers from the saved resources until a control plane does.
+func (r *relay) serveSaved(ctx context.Context, s *session, stream envoyStream, saved resources, first *discovery.DeltaDiscoveryRequest) error {
+	r.serving(s, fromDisk, "")
+	go func() {
+		if up := r.await(ctx, proto.CloneOf(first)); up != nil {
+			up.close()
+			s.end(errReturned)
+		}
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- r.answer(s, stream, saved, first) }()
+	select {
+	case err := <-ended:
+		return unavailable(err)
+	case <-ctx.Done():
+		return unavailable(context.Cause(ctx))
+	}
+}
+
+// answer serves one request after the other. Saved resources do not change, so there is nothing to send unasked.
+func (r *relay) answer(s *session, stream envoyStream, saved resources, req *discovery.DeltaDiscoveryRequest) error {
+	seen := map[string]bool{}
+	for nonce := 1; ; nonce++ {
+		resp := saved.answer(req, !seen[req.TypeUrl])
+		seen[req.TypeUrl] = true
+		if resp != nil {
+			resp.Nonce = strconv.Itoa(nonce)
+			placed, err := r.place(resp)
+			if err != nil {
+				return err
+			}
+			if err := r.response(s, resp); err != nil {
+				return err
+			}
+			if err := stream.Send(placed); err != nil {
+				return err
+			}
+		}
+		var err error
+		if req, err = stream.Recv(); err != nil {
+			return err
+		}
+		if err := r.request(s, req); err != nil {
+			return err
+		}
+	}
+}
+
+// await tries the control planes until one answers; nil when ctx ends first.
+func (r *relay) await(ctx context.Context, first *discovery.DeltaDiscoveryRequest) *upstream {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 100 * time.Millisecond
+	b.Multiplier = 1.5
+	b.MaxInterval = 2 * time.Second
+	b.RandomizationFactor = 0.5
+	b.Reset()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(b.NextBackOff()):
+		}
+		if up, err := r.planes.open(ctx, first, answerTimeout); err == nil {
+			return up
+		}
+	}
+}
+
+func unavailable(err error) error { return status.Error(codes.Unavailable, err.Error()) }
+
+func (r *relay) begin(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current != nil {
+		r.current.end(errReplaced)
+	}
+	r.current = s
+	r.source, r.plane = "", ""
+	r.holdings.begin()
+}
+
+func (r *relay) finish(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == s {
+		r.current = nil
+		r.source, r.plane = "", ""
+	}
+}
+
+func (r *relay) serving(s *session, source, plane string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == s {
+		r.source, r.plane, r.before = source, plane, source
+	}
+}
+
+func (r *relay) savedResources() resources {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.holdings.saved
+}
+
+// request notes a request of Envoy and adds to it what the control plane wants to know of the sidecar.
+func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current != s {
+		return errReplaced
+	}
+	if rejected := r.holdings.request(req); rejected != nil {
+		r.reject(rejected, req.ErrorDetail.GetMessage())
+	}
+	if set := r.holdings.save(); set != nil {
+		select {
+		case <-r.saves: // a newer set replaces one that still waits
+		default:
+		}
+		r.saves <- set
+	}
+	if req.Node != nil {
+		r.describe(req.Node)
+	}
+	return nil
+}
+
+func (r *relay) response(s *session, resp *discovery.DeltaDiscoveryResponse) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current != s {
+		return errReplaced
+	}
+	r.holdings.response(resp)
+	return nil
+}
+
+// describe adds the agent to a node's metadata.
+func (r *relay) describe(node *core.Node) {
+	if node.Metadata == nil {
+		node.Metadata = &structpb.Struct{}
+	}
+	if node.Metadata.Fields == nil {
+		node.Metadata.Fields = map[string]*structpb.Value{}
+	}
+	about := node.Metadata.Fields[envoy.MetadataKey].GetStructValue()
+	if about == nil {
+		about = &structpb.Struct{}
+	}
+	if about.Fields == nil {
+		about.Fields = map[string]*structpb.Value{}
+	}
+	about.Fields["agent"] = structpb.NewStringValue(r.version)
+	about.Fields["source"] = structpb.NewStringValue(r.before)
+	about.Fields["envoy_restarts"] = structpb.NewNumberValue(float64(r.restarts()))
+	node.Metadata.Fields[envoy.MetadataKey] = structpb.NewStructValue(about)
+}
+
+func (r *relay) countRejection(resp *discovery.DeltaDiscoveryResponse, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reject(resp, reason)
+}
+
+// reject counts and logs a rejected response with its resources. The caller holds the lock.
+func (r *relay) reject(resp *discovery.DeltaDiscoveryResponse, reason string) {
+	r.nacks[resp.TypeUrl]++
+	for _, resource := range resp.Resources {
+		r.log.Error("a resource was rejected, what it replaces stays", "type", resp.TypeUrl, "name", resource.Name,
+			"version", resource.Version, "reason", reason, "resource", text(resource))
+	}
+}
+
+// text is a resource as text, cut off where it becomes too long to read.
+func text(resource *discovery.Resource) string {
+	const most = 8 << 10
+	s := prototext.Format(resource)
+	if len(s) > most {
+		s = fmt.Sprintf("%s… (%d bytes in all)", s[:most], len(s))
+	}
+	return s
+}
+
+// save writes each new complete set to path until ctx ends, the last one included.
+func (r *relay) save(ctx context.Context, path string) error {
+	write := func(set resources) {
+		if err := saveResources(path, set); err != nil {
+			r.log.Error("the resources are not saved: a restart without control plane would bring up older ones", "error", err)
+		}
+	}
+	for {
+		select {
+		case set := <-r.saves:
+			write(set)
+		case <-ctx.Done():
+			select {
+			case set := <-r.saves:
+				write(set)
+			default:
+			}
+			return nil
+		}
+	}
+}
+
+func (r *relay) status() XDSStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := XDSStatus{
+		Source: r.source, ControlPlane: r.plane, Version: r.holdings.held.version(), Resources: map[string]int{},
+		Nacks: maps.Clone(r.nacks), Changed: r.holdings.changed,
+	}
+	for typeURL, named := range r.holdings.held {
+		s.Resources[typeURL] = len(named)
+	}
+	return s
+}

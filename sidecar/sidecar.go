@@ -1,0 +1,144 @@
+// Package sidecar runs one Envoy beside an application. Its agent starts Envoy, starts it again when it crashes, takes
+// over a living one after its own restart, and drains it at the end. It relays Envoy's xDS stream to a control plane,
+// keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers.
+//
+// It is never on the way of a request, never ends a process that it cannot prove to be its own, and never listens
+// beyond loopback. cmd/cachemesh calls it.
+//
+// Config.Dir holds
+//
+//	lock              held by the agent, with its pid
+//	xds.sock          where Envoy finds its resources
+//	bootstrap.json    what Envoy starts with
+//	envoy.json        which process Envoy is
+//	envoy.log[.1]     what Envoy logs
+//	resources.pb      the acknowledged resources, see resources.go
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+const resourcesFile = "resources.pb"
+
+// agent is all of a sidecar but Envoy.
+type agent struct {
+	config     Config
+	supervisor *supervisor
+	relay      *relay
+}
+
+// Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
+// configuration is wrong, another agent runs in its directory, or something it listens on is taken.
+func Run(ctx context.Context, c Config) error {
+	c, err := c.complete()
+	if err != nil {
+		return fmt.Errorf("sidecar: %w", err)
+	}
+	if err := run(ctx, c); err != nil {
+		return fmt.Errorf("sidecar %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+func run(ctx context.Context, c Config) error {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return err
+	}
+	held, err := lock(c.Dir)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	a, err := newAgent(c)
+	if err != nil {
+		return err
+	}
+	metrics, err := net.Listen("tcp", c.Metrics)
+	if err != nil {
+		return fmt.Errorf("Metrics: %w: choose another address", err)
+	}
+	defer metrics.Close()
+	xds, err := listenXDS(filepath.Join(c.Dir, xdsSocket))
+	if err != nil {
+		return err
+	}
+	defer xds.Close()
+	return a.run(ctx, metrics, xds)
+}
+
+func newAgent(c Config) (*agent, error) {
+	saved, err := loadResources(filepath.Join(c.Dir, resourcesFile))
+	if err != nil {
+		c.Logger.Error("saved resources are ignored: Envoy waits for a control plane", "error", err)
+	}
+	s, err := newSupervisor(c)
+	if err != nil {
+		return nil, err
+	}
+	r := newRelay(c, saved, s.restartCount, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return &agent{config: c, supervisor: s, relay: r}, nil
+}
+
+// listenXDS listens on a socket that may still be there from an agent that was killed.
+func listenXDS(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// run ends when ctx does, or when a part fails. Envoy keeps its xDS until it is gone, so everything else ends after it.
+func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	serving, done := context.WithCancel(context.WithoutCancel(ctx))
+	defer done()
+	grpcServer := a.relay.server()
+	httpServer := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second}
+
+	var parts errgroup.Group
+	part := func(f func() error) {
+		parts.Go(func() error {
+			defer stop()
+			return f()
+		})
+	}
+	part(func() error { return grpcServer.Serve(xds) })
+	part(func() error {
+		if err := httpServer.Serve(metrics); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
+	part(func() error { return a.supervisor.watch(serving) })
+	part(func() error {
+		err := a.supervisor.run(ctx)
+		grpcServer.Stop()
+		httpServer.Close()
+		done()
+		return err
+	})
+	return parts.Wait()
+}

@@ -1,0 +1,42 @@
+package sidecar
+
+import (
+	"os"
+	"time"
+)
+
+// Status is what the agent's /status shows, as JSON.
+type Status struct {
+	Name    string      `json:"name"`
+	Region  string      `json:"region"`
+	Zone    string      `json:"zone"`
+	Version string      `json:"version"` // of the agent
+	PID     int         `json:"pid"`     // of the agent
+	Envoy   EnvoyStatus `json:"envoy"`
+	XDS     XDSStatus   `json:"xds"`
+}
+
+// EnvoyStatus is the state of Envoy's process.
+type EnvoyStatus struct {
+	PID      int            `json:"pid"`      // 0 while there is none
+	Adopted  bool           `json:"adopted"`  // an earlier agent started it
+	Up       bool           `json:"up"`       // its admin interface answers
+	Restarts map[string]int `json:"restarts"` // by the signal or exit code that ended the Envoy before
+}
+
+// XDSStatus is what the agent knows of Envoy's resources.
+type XDSStatus struct {
+	Source       string         `json:"source"`        // "control_plane", "disk", or "" while Envoy has no stream that is served
+	ControlPlane string         `json:"control_plane"` // the one that Envoy's stream is relayed to
+	Version      string         `json:"version"`       // hash of the resources that Envoy acknowledged
+	Resources    map[string]int `json:"resources"`     // how many those are, by type URL
+	Nacks        map[string]int `json:"nacks"`         // responses that Envoy rejected, by type URL
+	Changed      time.Time      `json:"changed"`       // when Envoy last acknowledged a change, or the agent started
+}
+
+func (a *agent) status() Status {
+	return Status{
+		Name: a.config.Name, Region: a.config.Region, Zone: a.config.Zone, Version: a.config.Version, PID: os.Getpid(),
+		Envoy: a.supervisor.status(), XDS: a.relay.status(),
+	}
+}
