@@ -76,7 +76,7 @@ type Ring struct {
 }
 
 // New places hosts, given in the order in which Envoy's cluster lists them; the order matters to RingHash
-// where weights leave fractions of an entry.
+// where weights leave fractions of an entry. What Envoy would refuse, or decide by chance, is an error.
 func New(c Config, hosts []Host) (*Ring, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -90,7 +90,10 @@ func New(c Config, hosts []Host) (*Ring, error) {
 		r.owners = maglevTable(c.Size, hosts, weights)
 		r.entries = len(r.owners)
 	} else {
-		entries := ringEntries(c.Size, hosts, weights)
+		entries, err := ringEntries(c.Size, hosts, weights)
+		if err != nil {
+			return nil, err
+		}
 		r.arcs, r.owners = newArcs(entries)
 		r.entries = len(entries)
 	}

@@ -14,8 +14,8 @@ func FuzzFind(f *testing.F) {
 	f.Add([]byte("}{a}{b}"), uint16(1000), "ключ_1", []byte{0, 3, 5, 11})
 	f.Add([]byte{}, uint16(7), "_", []byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})
 	f.Fuzz(func(t *testing.T, key []byte, size uint16, name string, weights []byte) {
-		if len(weights) == 0 || len(weights) > 16 {
-			return
+		if len(weights) == 0 || len(weights) > 16 || len(name) > 100 || len(key) > 1000 {
+			return // the oracle is slow
 		}
 		hosts := make([]Host, len(weights))
 		for i, w := range weights {
@@ -53,18 +53,6 @@ func TestLookupAtEveryEnd(t *testing.T) {
 	}
 	if first := int(r.owners[0]); r.Lookup(0) != first || r.Lookup(math.MaxUint64) != first {
 		t.Errorf("hash 0 is on host %d and the highest on %d, want the first entry's, %d", r.Lookup(0), r.Lookup(math.MaxUint64), first)
-	}
-}
-
-// Two equal hashes of 64 bits are not to be found among hash keys, so the arcs are built by hand.
-func TestEqualHashesBelongToTheFirst(t *testing.T) {
-	for _, hash := range []uint64{0, 1, 1 << 63, math.MaxUint64} {
-		a, owners := newArcs([]entry{{hash, 7}, {hash, 3}})
-		for _, h := range []uint64{0, 1, hash - 1, hash, hash + 1, math.MaxUint64} {
-			if got := owners[a.find(h)]; got != 7 {
-				t.Errorf("entries at %d: hash %d is on host %d, want 7", hash, h, got)
-			}
-		}
 	}
 }
 
@@ -214,6 +202,8 @@ func TestBadInput(t *testing.T) {
 		{good, nil, "at least one host"},
 		{good, []Host{{"a", 1}, {"", 1}}, "host 1 has no hash key"},
 		{good, []Host{{"a", 1}, {"b", 1}, {"a", 2}}, `hash key "a" occurs twice`},
+		// xxHash64 of these two and any digit is the same; the real Envoy gives the arcs now to one, now to the other.
+		{good, []Host{{"timelines-tie-00", 1}, {"b", 1}, {"inlkcaaampfzm4gl", 1}}, "rename one"},
 		{good, []Host{{"a", math.MaxUint32}, {"b", 0}}, "weights add up to 4294967296"},
 	} {
 		if _, err := New(test.config, test.hosts); err == nil || !strings.Contains(err.Error(), test.want) {

@@ -2,6 +2,7 @@ package ring
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/bits"
 	"slices"
@@ -24,8 +25,9 @@ func ringScale(size uint64, lightest float64) float64 {
 
 // ringEntries computes the ring, sorted by hash, as Envoy's RingHashLoadBalancer does. Entries are counted
 // with running sums over all hosts, so a host's count depends on those before it, down to the rounding of
-// the sums.
-func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
+// the sums. Two hosts with an entry at the same hash are an error: which of them Envoy takes depends on its
+// sort algorithm. Chance makes such a pair in a ring of 65,536 once in ten billion.
+func ringEntries(size uint64, hosts []Host, weights []float64) ([]entry, error) {
 	scale := ringScale(size, slices.Min(weights))
 	entries := make([]entry, 0, int(math.Ceil(scale)))
 	var name []byte
@@ -41,11 +43,13 @@ func ringEntries(size uint64, hosts []Host, weights []float64) []entry {
 			entries = append(entries, entry{xxhash.Sum64(name), uint32(i)})
 		}
 	}
-	// Envoy leaves open which of two equal hashes comes first; here it is the host listed first.
-	slices.SortFunc(entries, func(a, b entry) int {
-		return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.owner, b.owner))
-	})
-	return entries
+	slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.hash, b.hash) })
+	for i := 1; i < len(entries); i++ {
+		if a, b := entries[i-1], entries[i]; a.hash == b.hash && a.owner != b.owner {
+			return nil, fmt.Errorf("hash keys %q and %q both have an entry at %d: rename one", hosts[a.owner].HashKey, hosts[b.owner].HashKey, a.hash)
+		}
+	}
+	return entries, nil
 }
 
 // arcs are the ends of the ring's arcs, sorted: arc i takes the hashes up to and including ends[i] that no

@@ -78,6 +78,8 @@ func cases() []Case {
 	equal(maglev, 65537, 16)
 	equal(maglev, 1021, 64)
 	equal(maglev, 65537, 64)
+	weighted(maglev, 3, 1, 1, 2, 5, 2)
+	weighted(maglev, 31, 2, 1, 1)
 	weighted(maglev, 1021, 1, 2, 3, 7)
 	weighted(maglev, 65537, 7, 3, 2, 1)
 	weighted(maglev, 65537, 1024, 1024, 1)
@@ -97,7 +99,7 @@ func shards(weights ...uint32) []Host {
 func (c Case) keys() [][]byte {
 	var keys [][]byte
 	for _, key := range []string{
-		"a", " ", "\x00", "\xff", "\r\n", "*1\r\n$4\r\nPING\r\n", "a\x00b", "a\x00c", "\xc3\x28\xa0\xa1", "ключ", "鍵:7", "🔑", "e\u0301", "\u00e9",
+		"", "a", " ", "\x00", "\xff", "\r\n", "*1\r\n$4\r\nPING\r\n", "a\x00b", "a\x00c", "\xc3\x28\xa0\xa1", "ключ", "鍵:7", "🔑", "e\u0301", "\u00e9",
 		"{a}b", "{a}c", "a{b}c", "b", "{}x", "{}{a}", "x{}", "{a", "{b", "a}b", "}a{b}", "a}b{c", "b{c}", "{a}{b}", "{{a}}", "{{a}b}", "{a{b}c}",
 		"{", "}", "{}", "}{", "{\x00}x", "{\r\n}x", "{\xff\xfe}x", "{ключ}x", "{ }x", "x{user:1}y", "user:1", "{user:1", "\x00{a}", "{a\x00}",
 	} {
