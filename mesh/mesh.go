@@ -46,9 +46,9 @@ type PoolSpec struct {
 // Hashing says how a pool's keys are spread over its shards.
 type Hashing struct {
 	// ring_hash (the default) or maglev.
-	Algorithm Algorithm `yaml:"algorithm,omitempty" jsonschema:"enum=ring_hash,enum=maglev"`
+	Algorithm Algorithm `yaml:"algorithm,omitempty" json:"algorithm" jsonschema:"enum=ring_hash,enum=maglev"`
 	// Fewest entries on the ring of ring_hash (default 65536), entries in the table of maglev (a prime; default 65537).
-	Size uint64 `yaml:"size,omitempty" jsonschema:"minimum=1,maximum=8388608"`
+	Size uint64 `yaml:"size,omitempty" json:"size" jsonschema:"minimum=1,maximum=8388608"`
 }
 
 // Algorithm is a way to spread keys.
@@ -63,9 +63,9 @@ const (
 // Route is a key prefix of a pool and the policies of its keys.
 type Route struct {
 	// Keys that begin with this belong to the route, unless a longer prefix takes them.
-	Prefix string `yaml:"prefix" jsonschema:"maxLength=256"`
+	Prefix string `yaml:"prefix" json:"prefix" jsonschema:"maxLength=256"`
 	// How other regions learn of writes. local (the default): they do not.
-	Coherence Coherence `yaml:"coherence,omitempty" jsonschema:"enum=local"`
+	Coherence Coherence `yaml:"coherence,omitempty" json:"coherence" jsonschema:"enum=local"`
 }
 
 // Coherence is how other regions learn of a route's writes.

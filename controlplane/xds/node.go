@@ -32,6 +32,7 @@ type Node struct {
 	Version       string      `json:"version"` // of the last resources that it had all of
 	Since         time.Time   `json:"since"`   // of the state
 	AckedAt       time.Time   `json:"acked_at"`
+	ConnectedAt   time.Time   `json:"connected_at"`
 	Rejections    []Rejection `json:"rejections,omitempty"`
 }
 
@@ -62,7 +63,7 @@ func (s *Server) Nodes() []Node {
 
 func (st *stream) status(now time.Time) Node {
 	n := st.node
-	n.Connected = true
+	n.Connected, n.ConnectedAt = true, st.connectedAt
 	for _, typeURL := range types {
 		if r := st.rejections[typeURL]; r != nil {
 			n.Rejections = append(n.Rejections, *r)
@@ -93,15 +94,15 @@ func (st *stream) lacks() string {
 	for _, typeURL := range types {
 		for _, want := range st.target.ByType(typeURL) {
 			if got := st.has[typeURL][want.Name]; got == nil || got.Version != want.Version {
-				return "has not acknowledged " + shortType(typeURL) + " " + want.Name
+				return "has not acknowledged " + ShortType(typeURL) + " " + want.Name
 			}
 		}
 	}
 	return ""
 }
 
-// shortType is a type's last word, as people say it.
-func shortType(typeURL string) string {
+// ShortType is a type's last word, as people say it.
+func ShortType(typeURL string) string {
 	switch name := typeURL[strings.LastIndexByte(typeURL, '.')+1:]; name {
 	case "ClusterLoadAssignment":
 		return "endpoints"

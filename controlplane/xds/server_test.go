@@ -149,7 +149,7 @@ func (e *deltaEnvoy) receive(want string) *discovery.DeltaDiscoveryResponse {
 		for _, resource := range r.Resources {
 			names = append(names, resource.Name)
 		}
-		got := shortType(r.TypeUrl) + " " + strings.Join(names, ",")
+		got := ShortType(r.TypeUrl) + " " + strings.Join(names, ",")
 		for _, name := range r.RemovedResources {
 			got += " -" + name
 		}

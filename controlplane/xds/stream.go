@@ -224,7 +224,7 @@ func (st *stream) reject(set sentSet, err *rpc.Status, now time.Time) {
 	for _, r := range set.resources {
 		names = append(names, r.Name)
 	}
-	st.rejections[set.typeURL] = &Rejection{Type: shortType(set.typeURL), Resources: names, Reason: err.GetMessage(), At: now}
+	st.rejections[set.typeURL] = &Rejection{Type: ShortType(set.typeURL), Resources: names, Reason: err.GetMessage(), At: now}
 	if set.world {
 		st.parked[set.typeURL] = set.version
 	}

@@ -61,11 +61,11 @@ func (e *worldEnvoy) receive(typeURL string, count int) *discovery.DiscoveryResp
 	select {
 	case r := <-e.came:
 		if r.TypeUrl != typeURL || len(r.Resources) != count {
-			e.t.Fatalf("came %d of %s, want %d of %s", len(r.Resources), shortType(r.TypeUrl), count, shortType(typeURL))
+			e.t.Fatalf("came %d of %s, want %d of %s", len(r.Resources), ShortType(r.TypeUrl), count, ShortType(typeURL))
 		}
 		return r
 	case <-time.After(5 * time.Second):
-		e.t.Fatalf("no %s came", shortType(typeURL))
+		e.t.Fatalf("no %s came", ShortType(typeURL))
 	}
 	return nil
 }

@@ -1,0 +1,51 @@
+package controlplane
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// handler is the HTTP API. It only reads.
+func (c *ControlPlane) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"status": "alive"})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		version := c.xds.Version()
+		if version == "" {
+			writeJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "there are no resources to serve yet"})
+			return
+		}
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ready", "version": version})
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, c.status())
+	})
+	mux.HandleFunc("GET /v1/topology", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, c.view.Load().topology)
+	})
+	mux.HandleFunc("GET /v1/sidecars", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, c.xds.Nodes())
+	})
+	mux.HandleFunc("GET /v1/shards", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, c.status().Shards)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, http.StatusNotFound, map[string]string{
+			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars and /v1/shards, all for GET",
+		})
+	})
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.Encode(v) // the client that went away needs no error
+}

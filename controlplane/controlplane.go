@@ -1,0 +1,237 @@
+// Package controlplane is one region's control plane: one loop turns what the membership says into a
+// topology, the topology into Envoy resources, and hands those to the xDS server. Beside it, nodes are probed for
+// what status and metrics show, and an HTTP API answers the commands.
+//
+// It never acts on a request's way: when it is gone, every sidecar keeps serving.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/cachemesh/cachemesh/controlplane/xds"
+	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+const (
+	// A burst of changes is built once it has been quiet for holdOff, but no later than maxHoldOff after its first.
+	holdOff    = 50 * time.Millisecond
+	maxHoldOff = 500 * time.Millisecond
+	// Sidecars drain the connections of a replaced listener for 2 s; an Envoy without an agent should too.
+	removeAfter = 15 * time.Second
+	keepGone    = 10 * time.Minute
+)
+
+// Config is what a control plane needs to know.
+type Config struct {
+	File     string // mesh.yaml
+	Region   string // "" is the file's only region
+	XDS      string // IP:port of the gRPC server
+	HTTP     string // IP:port of the API
+	State    string // folder for what must survive a restart; "" keeps nothing
+	Insecure bool   // allow plaintext listeners beyond loopback
+	Version  string
+	Logger   *slog.Logger
+}
+
+// ControlPlane serves one region.
+type ControlPlane struct {
+	config  Config
+	log     *slog.Logger
+	xds     *xds.Server
+	metrics *metrics
+	prober  *prober
+	view    atomic.Pointer[view]
+	started time.Time
+}
+
+// view is what the loop has decided last. It is replaced, never changed.
+type view struct {
+	topology mesh.Topology
+	version  string    // of the resources
+	loadedAt time.Time // when topology came into effect
+	problem  error     // why the newest input is not in effect; nil if it is
+}
+
+// Run serves until ctx ends and then stops cleanly.
+func Run(ctx context.Context, config Config) error {
+	for flag, address := range map[string]string{"--xds": config.XDS, "--http": config.HTTP} {
+		if err := checkListener(flag, address, config.Insecure); err != nil {
+			return err
+		}
+	}
+	source := &fileSource{path: config.File, state: config.State, log: config.Logger}
+	first, err := source.first()
+	if err != nil {
+		return err
+	}
+	if config.Region == "" {
+		if len(first.mesh.Regions) != 1 {
+			return fmt.Errorf("%s has several regions: choose one with --region: %v", config.File, first.mesh.RegionNames())
+		}
+		config.Region = first.mesh.Regions[0].Name
+	}
+	c := &ControlPlane{config: config, log: config.Logger, started: time.Now()}
+	c.prober = newProber()
+	c.metrics = newMetrics(c)
+	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Observe: c})
+	c.apply(first)
+	if c.view.Load().topology.Region == "" {
+		return c.view.Load().problem
+	}
+
+	xdsListener, err := net.Listen("tcp", config.XDS)
+	if err != nil {
+		return fmt.Errorf("--xds: %w", err)
+	}
+	httpListener, err := net.Listen("tcp", config.HTTP)
+	if err != nil {
+		xdsListener.Close()
+		return fmt.Errorf("--http: %w", err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.serveXDS(ctx, xdsListener) })
+	group.Go(func() error { return c.serveHTTP(ctx, httpListener) })
+	updates := make(chan update)
+	group.Go(func() error { return source.watch(ctx, updates) })
+	group.Go(func() error { return c.loop(ctx, updates) })
+	group.Go(func() error { return c.prober.run(ctx, func() mesh.Topology { return c.view.Load().topology }) })
+	c.log.Info("serving", "region", config.Region, "xds", config.XDS, "http", config.HTTP, "resources", c.xds.Version())
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	c.log.Info("stopped")
+	return nil
+}
+
+// checkListener refuses a plaintext port that others than this host can reach.
+func checkListener(flag, address string, insecure bool) error {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("%s %q: want IP:port", flag, address)
+	}
+	if !a.Addr().IsLoopback() && !insecure {
+		return fmt.Errorf("%s %q is reachable from other hosts without TLS: listen on 127.0.0.1, or add --insecure on a network that you trust", flag, address)
+	}
+	return nil
+}
+
+// loop owns the view: it collects updates for a moment and applies the last.
+func (c *ControlPlane) loop(ctx context.Context, updates <-chan update) error {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	var pending *update
+	var due <-chan time.Time
+	var latest time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case u := <-updates:
+			if pending == nil {
+				latest = time.Now().Add(maxHoldOff)
+			}
+			pending = &u
+			due = time.After(min(holdOff, time.Until(latest)))
+		case <-due:
+			c.apply(*pending)
+			pending, due = nil, nil
+		case <-ticker.C:
+			c.xds.Tick()
+		}
+	}
+}
+
+// apply makes an update take effect, or keeps what is and says why.
+func (c *ControlPlane) apply(u update) {
+	next := view{problem: u.err}
+	if previous := c.view.Load(); previous != nil {
+		next.topology, next.version, next.loadedAt = previous.topology, previous.version, previous.loadedAt
+	}
+	if u.mesh != nil {
+		topology, resources, err := build(u.mesh, c.config.Region)
+		if err == nil {
+			next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
+			c.xds.Set(resources)
+		} else {
+			next.problem = errors.Join(next.problem, err)
+		}
+	}
+	c.view.Store(&next)
+	c.metrics.configured(next.problem == nil)
+	if next.problem != nil {
+		c.log.Error("the configuration is not in effect, the last good one stays", "problem", next.problem)
+		return
+	}
+	c.log.Info("configuration in effect", "resources", next.version)
+}
+
+// build is the whole way from a mesh to what a region's Envoys are served.
+func build(m *mesh.Mesh, region string) (mesh.Topology, *envoy.Resources, error) {
+	topology, err := m.Topology(region)
+	if err != nil {
+		return mesh.Topology{}, nil, err
+	}
+	resources, err := envoy.Build(topology)
+	if err != nil {
+		return mesh.Topology{}, nil, err
+	}
+	return topology, resources, nil
+}
+
+func (c *ControlPlane) serveXDS(ctx context.Context, l net.Listener) error {
+	g := grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
+	)
+	c.xds.Register(ctx, g)
+	stopped := context.AfterFunc(ctx, g.Stop) // sidecars come back elsewhere, or serve what they have
+	defer stopped()
+	if err := g.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve xDS: %w", err)
+	}
+	return ctx.Err()
+}
+
+func (c *ControlPlane) serveHTTP(ctx context.Context, l net.Listener) error {
+	server := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	stopped := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if server.Shutdown(grace) != nil {
+			server.Close()
+		}
+	})
+	defer stopped()
+	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return ctx.Err()
+}
+
+// Rejected, Synced and Sent make the control plane the xDS server's observer.
+func (c *ControlPlane) Rejected(node, typeURL, reason string) {
+	c.log.Warn("rejected by Envoy, what it had stays", "node", node, "type", typeURL, "reason", reason)
+	c.metrics.rejected(typeURL)
+}
+
+func (c *ControlPlane) Synced(node string, after time.Duration) {
+	c.log.Debug("synchronised", "node", node, "after", after)
+	c.metrics.push.Observe(after.Seconds())
+}
+
+func (c *ControlPlane) Sent(typeURL string, resources, bytes int) {
+	c.metrics.sent(typeURL, resources, bytes)
+}

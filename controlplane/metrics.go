@@ -1,0 +1,127 @@
+package controlplane
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/cachemesh/cachemesh/controlplane/xds"
+)
+
+// metrics are the control plane's own, in base units.
+type metrics struct {
+	registry *prometheus.Registry
+	valid    prometheus.Gauge
+	applied  *prometheus.CounterVec
+	push     prometheus.Histogram
+	nacks    *prometheus.CounterVec
+	count    *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+}
+
+func newMetrics(c *ControlPlane) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		valid: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cachemesh_controlplane_config_valid", Help: "1 if the newest configuration is in effect, 0 if an older one had to stay."}),
+		applied: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cachemesh_controlplane_config_updates_total", Help: "Configurations read, by result: applied or refused."}, []string{"result"}),
+		push: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "cachemesh_controlplane_push_seconds", Help: "Time from a new configuration, or a connection, until a sidecar has acknowledged all of it.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}),
+		nacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cachemesh_controlplane_xds_nacks_total", Help: "Answers that an Envoy rejected, by resource type."}, []string{"type"}),
+		count: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cachemesh_controlplane_xds_resources_sent_total", Help: "Resources sent to Envoys, by type."}, []string{"type"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cachemesh_controlplane_xds_sent_bytes_total", Help: "Bytes of resources sent to Envoys, by type."}, []string{"type"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "cachemesh_build_info", Help: "Always 1.",
+		ConstLabels: prometheus.Labels{"version": c.config.Version, "component": "controlplane"}})
+	info.Set(1)
+	m.registry.MustRegister(m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) configured(valid bool) {
+	if valid {
+		m.valid.Set(1)
+		m.applied.WithLabelValues("applied").Inc()
+		return
+	}
+	m.valid.Set(0)
+	m.applied.WithLabelValues("refused").Inc()
+}
+
+func (m *metrics) rejected(typeURL string) { m.nacks.WithLabelValues(xds.ShortType(typeURL)).Inc() }
+
+func (m *metrics) sent(typeURL string, resources, bytes int) {
+	m.count.WithLabelValues(xds.ShortType(typeURL)).Add(float64(resources))
+	m.bytes.WithLabelValues(xds.ShortType(typeURL)).Add(float64(bytes))
+}
+
+// meshCollector shows the sidecars and the nodes as they are when Prometheus asks.
+type meshCollector struct{ c *ControlPlane }
+
+var (
+	nodeLabels  = []string{"region", "pool", "shard", "node", "role"}
+	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars that are connected or were lately, by state.", []string{"region", "state"}, nil)
+	nodeDescs   = []struct {
+		desc  *prometheus.Desc
+		kind  prometheus.ValueType
+		value func(NodeStatus) float64
+	}{
+		{nodeDesc("cachemesh_shard_up", "1 if the node answered the last probe."), prometheus.GaugeValue, func(s NodeStatus) float64 {
+			if s.Up {
+				return 1
+			}
+			return 0
+		}},
+		{nodeDesc("cachemesh_shard_keys", "Keys on the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Keys) }},
+		{nodeDesc("cachemesh_shard_memory_bytes", "Memory that the node's data takes."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryBytes) }},
+		{nodeDesc("cachemesh_shard_clients", "Connections to the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Clients) }},
+		{nodeDesc("cachemesh_shard_commands_total", "Commands that the node has run."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Commands) }},
+		{nodeDesc("cachemesh_shard_hits_total", "Look-ups that found their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Hits) }},
+		{nodeDesc("cachemesh_shard_misses_total", "Look-ups that did not find their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Misses) }},
+		{nodeDesc("cachemesh_shard_evictions_total", "Keys that the node evicted for want of memory."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Evictions) }},
+	}
+)
+
+func nodeDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, nodeLabels, nil)
+}
+
+func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- sidecarDesc
+	for _, d := range nodeDescs {
+		ch <- d.desc
+	}
+}
+
+func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
+	region := m.c.config.Region
+	states := map[xds.State]int{xds.Synced: 0, xds.Stale: 0, xds.Rejected: 0}
+	for _, n := range m.c.xds.Nodes() {
+		states[n.State]++
+	}
+	for state, count := range states {
+		ch <- prometheus.MustNewConstMetric(sidecarDesc, prometheus.GaugeValue, float64(count), region, string(state))
+	}
+	v := m.c.view.Load()
+	if v == nil {
+		return
+	}
+	for _, pool := range v.topology.Pools {
+		for _, shard := range pool.Shards {
+			for _, node := range shard.Nodes {
+				s := m.c.prober.status(node)
+				for i, d := range nodeDescs {
+					if !s.Up && i > 0 {
+						break // a node that does not answer has no figures
+					}
+					ch <- prometheus.MustNewConstMetric(d.desc, d.kind, d.value(s), region, pool.Name, shard.Name, node.Address, string(node.Role))
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,136 @@
+package controlplane
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cachemesh/cachemesh/controlplane/xds"
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// Status is a region as its control plane sees it: the answer of /v1/status.
+type Status struct {
+	Region   string        `json:"region"`
+	Version  string        `json:"version"` // of this program
+	Config   ConfigStatus  `json:"config"`
+	Sidecars []xds.Node    `json:"sidecars"`
+	Shards   []ShardStatus `json:"shards"`
+	Alerts   []Alert       `json:"alerts"`
+}
+
+// ConfigStatus says which configuration is in effect.
+type ConfigStatus struct {
+	File     string    `json:"file"`
+	Version  string    `json:"version"` // of the resources that sidecars are to have
+	LoadedAt time.Time `json:"loaded_at"`
+	Problems []string  `json:"problems,omitempty"` // why the newest input is not in effect
+}
+
+// ShardStatus is a shard with what the last probe saw of its nodes.
+type ShardStatus struct {
+	Region string       `json:"region"`
+	Pool   string       `json:"pool"`
+	Name   string       `json:"name"`
+	Weight uint32       `json:"weight"`
+	Nodes  []NodeStatus `json:"nodes"`
+}
+
+// Alert is something that a person should look at.
+type Alert struct {
+	Subject string `json:"subject"`
+	Message string `json:"message"`
+	Remedy  string `json:"remedy"`
+}
+
+const (
+	// staleAfter is how long a sidecar may lack what it is to have before that is an alert.
+	staleAfter = 30 * time.Second
+	// crashShown is how long a crash of Envoy stays an alert.
+	crashShown = 10 * time.Minute
+)
+
+func (c *ControlPlane) status() Status {
+	v := c.view.Load()
+	s := Status{
+		Region:  c.config.Region,
+		Version: c.config.Version,
+		Config: ConfigStatus{
+			File: c.config.File, Version: v.version, LoadedAt: v.loadedAt, Problems: problemsOf(v.problem),
+		},
+		Sidecars: c.xds.Nodes(),
+		Shards:   []ShardStatus{},
+	}
+	for _, pool := range v.topology.Pools {
+		for _, shard := range pool.Shards {
+			row := ShardStatus{Region: c.config.Region, Pool: pool.Name, Name: shard.Name, Weight: shard.Weight}
+			for _, node := range shard.Nodes {
+				row.Nodes = append(row.Nodes, c.prober.status(node))
+			}
+			s.Shards = append(s.Shards, row)
+		}
+	}
+	s.Alerts = alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery)
+	return s
+}
+
+func problemsOf(err error) []string {
+	if err == nil {
+		return nil
+	}
+	var problems mesh.Problems
+	if !errors.As(err, &problems) {
+		return []string{err.Error()}
+	}
+	lines := make([]string, len(problems))
+	for i, p := range problems {
+		lines[i] = p.String()
+	}
+	return lines
+}
+
+// alerts derives from a status what needs a person. probed says that every node has had time to answer.
+func alerts(s Status, now time.Time, probed bool) []Alert {
+	found := []Alert{}
+	add := func(subject, remedy, format string, args ...any) {
+		found = append(found, Alert{Subject: subject, Message: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	for _, p := range s.Config.Problems {
+		add(s.Config.File, "mend it; the last good configuration stays in effect", "%s", p)
+	}
+	for _, n := range s.Sidecars {
+		switch {
+		case n.State == xds.Rejected:
+			add(n.Name, "what it had before still serves; see the sidecar's log, and restore the last change if its reason is there", "Envoy rejects %s: %s", n.Rejections[0].Type, n.Reason)
+		case n.State == xds.Stale && now.Sub(n.Since) > staleAfter:
+			add(n.Name, "see whether it runs and reaches this control plane; it serves what it had", "stale for %s: %s", now.Sub(n.Since).Round(time.Second), n.Reason)
+		}
+		if n.EnvoyRestarts != "" && n.EnvoyRestarts != "0" && now.Sub(n.ConnectedAt) < crashShown {
+			add(n.Name, "it is serving again; see its log for the cause, and who may reach its Redis port", "Envoy has crashed, %s since the agent started", times(n.EnvoyRestarts))
+		}
+	}
+	if !probed {
+		return found
+	}
+	for _, shard := range s.Shards {
+		for _, n := range shard.Nodes {
+			subject := shard.Name + " " + n.Address
+			switch {
+			case !n.Up && n.Role == string(mesh.Primary):
+				add(subject, "start it, or put another node first in the mesh; the other shards are not affected", "the primary does not answer: %s", n.Error)
+			case !n.Up:
+				add(subject, "start it", "the replica does not answer: %s", n.Error)
+			case n.ReportedRole != n.Role:
+				add(subject, "make the node what the mesh says with REPLICAOF, or change the order of its nodes", "is a %s, and the mesh says %s", n.ReportedRole, n.Role)
+			}
+		}
+	}
+	return found
+}
+
+func times(n string) string {
+	if n == "1" {
+		return "once"
+	}
+	return n + " times"
+}
