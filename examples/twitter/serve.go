@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cachemesh/cachemesh/examples/twitter/app"
+	"github.com/cachemesh/cachemesh/examples/twitter/store"
+	"github.com/cachemesh/cachemesh/examples/twitter/workload"
+)
+
+type serveOptions struct {
+	listen, region, redis, db, passwordFile string
+	peers                                   map[string]string
+	latency                                 time.Duration
+	noCache, noAutoPipeline                 bool
+}
+
+func serveCommand() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:     "serve --region NAME --db URL",
+		Short:   "Serve the HTTP API of one region",
+		Example: "  twitter serve --region us-east --redis 127.0.0.1:6379 --db sqlite:twitter.db --peers eu-west=http://127.0.0.1:8082",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			peers, err := parsePeers(o.peers, o.region)
+			if err != nil {
+				return err
+			}
+			return failed(serve(cmd.Context(), o, peers, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8081", "address of the HTTP API")
+	f.StringVar(&o.region, "region", "", "region that this app answers for")
+	f.StringVar(&o.redis, "redis", "127.0.0.1:6379", "the cache: HOST:PORT or unix:PATH")
+	f.StringVar(&o.passwordFile, "redis-password-file", "", "file with the password for the cache")
+	f.StringVar(&o.db, "db", "", "database: sqlite:PATH or postgres://...")
+	f.StringToStringVar(&o.peers, "peers", nil, "apps of the regions: REGION=URL,...")
+	f.DurationVar(&o.latency, "db-latency", 0, "sleep before each database read, to imitate a distant database")
+	f.BoolVar(&o.noCache, "no-cache", false, "answer everything from the database")
+	f.BoolVar(&o.noAutoPipeline, "no-autopipeline", false, "send each command to the cache on its own")
+	cmd.MarkFlagRequired("region")
+	cmd.MarkFlagRequired("db")
+	return cmd
+}
+
+// parsePeers checks the URLs and leaves out the app's own region.
+func parsePeers(peers map[string]string, own string) (map[string]*url.URL, error) {
+	parsed := make(map[string]*url.URL)
+	for region, text := range peers {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("--peers: %s=%q is no URL such as http://127.0.0.1:8082", region, text)
+		}
+		if region != own {
+			parsed[region] = u
+		}
+	}
+	return parsed, nil
+}
+
+func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *slog.Logger) error {
+	db, err := store.Open(ctx, o.db, o.latency)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var cache *app.Cache
+	if !o.noCache {
+		password, err := readPassword(o.passwordFile)
+		if err != nil {
+			return err
+		}
+		cache, err = app.OpenCache(app.CacheOptions{Address: o.redis, Password: password, AutoPipeline: !o.noAutoPipeline, Log: log})
+		if err != nil {
+			return err
+		}
+		defer cache.Close()
+	}
+	a, err := app.New(ctx, app.Config{
+		Region: o.region, Peers: peers, Store: db, Cache: cache, Log: log,
+		TTLs: app.TTLs{
+			Timeline: workload.Default.Cluster(workload.Timeline).TTL,
+			Profile:  workload.Default.Cluster(workload.Profile).TTL,
+			Tweet:    workload.Default.Cluster(workload.TweetOf).TTL,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("listen for the API: %w", err)
+	}
+	server := &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	log.Info("serving", "region", o.region, "url", "http://"+listener.Addr().String())
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("finishing what is under way")
+	grace, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	return errors.Join(server.Shutdown(grace), a.Close(grace))
+}
+
+func readPassword(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("--redis-password-file: %w", err)
+	}
+	return strings.TrimRight(string(data), "\r\n"), nil
+}

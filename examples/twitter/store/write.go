@@ -1,0 +1,75 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// SetBio changes a user's bio and raises the version, or returns ErrNotFound.
+func (s *Store) SetBio(ctx context.Context, user int64, bio string) error {
+	s.writes.Add(1)
+	result, err := s.stmts.setBio.ExecContext(ctx, bio, user)
+	if err != nil {
+		return fmt.Errorf("bio of user %d: %w", user, err)
+	}
+	if n, err := result.RowsAffected(); err != nil {
+		return fmt.Errorf("bio of user %d: %w", user, err)
+	} else if n == 0 {
+		return fmt.Errorf("bio of user %d: %w", user, ErrNotFound)
+	}
+	return nil
+}
+
+// Post adds a tweet and puts it into the timelines of all followers, in one transaction.
+func (s *Store) Post(ctx context.Context, user int64, text string, at time.Time) (Tweet, error) {
+	s.writes.Add(1)
+	t := Tweet{User: user, Text: text, At: at.UnixMilli()}
+	if err := s.post(ctx, &t); err != nil {
+		return Tweet{}, fmt.Errorf("post for user %d: %w", user, err)
+	}
+	return t, nil
+}
+
+func (s *Store) post(ctx context.Context, t *Tweet) error {
+	tx, err := s.writer.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if s.dialect.lockPosts != "" {
+		if _, err := tx.ExecContext(ctx, s.dialect.lockPosts); err != nil {
+			return err
+		}
+	}
+	if err := tx.StmtContext(ctx, s.stmts.addTweet).QueryRowContext(ctx, t.User, t.Text, t.At).Scan(&t.ID); err != nil {
+		return err
+	}
+	if _, err := tx.StmtContext(ctx, s.stmts.addToTimelines).ExecContext(ctx, t.ID, t.User); err != nil {
+		return err
+	}
+	if _, err := tx.StmtContext(ctx, s.stmts.trimTimelines).ExecContext(ctx, TimelineLength, t.User); err != nil {
+		return err
+	}
+	for _, tag := range Hashtags(t.Text) {
+		if _, err := tx.StmtContext(ctx, s.stmts.addHashtag).ExecContext(ctx, tag, t.ID, t.At); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+var hashtag = regexp.MustCompile(`#[\pL\pN_]+`)
+
+// Hashtags returns the different hashtags of a text, in lower case and order, with their #.
+func Hashtags(text string) []string {
+	tags := hashtag.FindAllString(text, -1)
+	for i, tag := range tags {
+		tags[i] = strings.ToLower(tag)
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags)
+}
