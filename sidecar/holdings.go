@@ -99,6 +99,25 @@ func (h *holdings) response(resp *discovery.DeltaDiscoveryResponse) {
 	}
 }
 
+// savedNonce begins the nonces of responses that come from the agent while a control plane is relayed.
+const savedNonce = "saved-"
+
+// restore returns a response with the saved resources in place of rejected ones of which Envoy has nothing older, nil if
+// there are none. An Envoy that has just started would otherwise be without a listener where its neighbours serve.
+func (h *holdings) restore(rejected *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryResponse {
+	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: rejected.TypeUrl, Nonce: savedNonce + rejected.Nonce}
+	for _, r := range rejected.Resources {
+		saved := h.saved[rejected.TypeUrl][r.Name]
+		if saved != nil && saved.Version != r.Version && h.held[rejected.TypeUrl][r.Name] == nil {
+			resp.Resources = append(resp.Resources, saved)
+		}
+	}
+	if len(resp.Resources) == 0 {
+		return nil
+	}
+	return resp
+}
+
 func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryResponse) {
 	for _, r := range resp.Resources {
 		h.held.set(resp.TypeUrl, r)
@@ -114,10 +133,16 @@ func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryRespon
 	}
 }
 
-// complete says whether Envoy has all that it asked for: it could start again with just what it holds.
+// complete says whether Envoy has all that it asked for: it could start again with just what it holds. A cluster whose
+// endpoints are missing would keep a starting Envoy waiting; each has them under its own name.
 func (h *holdings) complete() bool {
 	for _, typeURL := range []string{envoy.ClusterType, envoy.ListenerType} {
 		if sub := h.stream[typeURL]; sub == nil || !sub.answered {
+			return false
+		}
+	}
+	for name := range h.held[envoy.ClusterType] {
+		if h.held[envoy.EndpointType][name] == nil {
 			return false
 		}
 	}

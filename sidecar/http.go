@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -46,6 +47,9 @@ func (a *agent) handler() http.Handler {
 
 // ready says what keeps applications from being served, nil for nothing.
 func (a *agent) ready(req *http.Request) error {
+	if a.supervisor.process() == nil {
+		return errors.New("Envoy does not run")
+	}
 	state, err := a.supervisor.admin.state(req.Context())
 	if err != nil {
 		return fmt.Errorf("Envoy's admin interface does not answer: %w", err)

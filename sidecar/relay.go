@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -56,7 +57,15 @@ type envoyStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResources
 
 // session is one stream of Envoy. A newer one takes its place.
 type session struct {
-	end context.CancelCauseFunc
+	stream  envoyStream
+	end     context.CancelCauseFunc
+	sending sync.Mutex
+}
+
+func (s *session) send(resp *discovery.DeltaDiscoveryResponse) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return s.stream.Send(resp)
 }
 
 var (
@@ -96,10 +105,10 @@ func (r *relay) DeltaAggregatedResources(stream envoyStream) error {
 	if err != nil {
 		return err
 	}
-	s := &session{end: end}
+	s := &session{stream: stream, end: end}
 	r.begin(s)
 	defer r.finish(s)
-	if err := r.request(s, first); err != nil {
+	if _, err := r.request(s, first); err != nil {
 		return err
 	}
 	saved := r.savedResources()
@@ -111,7 +120,7 @@ func (r *relay) DeltaAggregatedResources(stream envoyStream) error {
 	if err != nil {
 		if saved != nil {
 			r.log.Warn("serving saved resources: no control plane answers", "error", err)
-			return r.serveSaved(ctx, s, stream, saved, first)
+			return r.serveSaved(ctx, s, saved, first)
 		}
 		r.log.Warn("waiting for a control plane: none answers, and no resources are saved", "error", err)
 		if up = r.await(ctx, first); up == nil {
@@ -119,22 +128,19 @@ func (r *relay) DeltaAggregatedResources(stream envoyStream) error {
 		}
 	}
 	defer up.close()
-	return r.pass(ctx, s, stream, up)
+	return r.pass(ctx, s, up)
 }
 
 // pass relays in both directions until one ends. Each direction waits for its receiver, so nothing piles up here.
-func (r *relay) pass(ctx context.Context, s *session, stream envoyStream, up *upstream) error {
+func (r *relay) pass(ctx context.Context, s *session, up *upstream) error {
 	r.log.Info("relaying xDS", "control_plane", up.address)
 	r.serving(s, fromControlPlane, up.address)
 	ended := make(chan error, 2)
 	go func() {
 		for {
-			req, err := stream.Recv()
+			req, err := s.stream.Recv()
 			if err == nil {
-				err = r.request(s, req)
-			}
-			if err == nil {
-				err = up.send(req)
+				err = r.up(s, up, req)
 			}
 			if err != nil {
 				ended <- err
@@ -146,7 +152,7 @@ func (r *relay) pass(ctx context.Context, s *session, stream envoyStream, up *up
 		resp, err := up.first, error(nil)
 		for {
 			if err == nil {
-				err = r.down(s, stream, up, resp)
+				err = r.down(s, up, resp)
 			}
 			if err != nil {
 				ended <- err
@@ -157,7 +163,7 @@ func (r *relay) pass(ctx context.Context, s *session, stream envoyStream, up *up
 	}()
 	select {
 	case err := <-ended:
-		if stream.Context().Err() == nil {
+		if s.stream.Context().Err() == nil {
 			r.log.Warn("the control plane's stream ended", "control_plane", up.address, "error", err)
 		}
 		return unavailable(err)
@@ -166,22 +172,58 @@ func (r *relay) pass(ctx context.Context, s *session, stream envoyStream, up *up
 	}
 }
 
-// down passes a response on to Envoy, with listeners at this sidecar's addresses.
-func (r *relay) down(s *session, stream envoyStream, up *upstream, resp *discovery.DeltaDiscoveryResponse) error {
-	placed, err := r.place(resp)
+// up passes a request on to the control plane, except for what answers the agent itself.
+func (r *relay) up(s *session, up *upstream, req *discovery.DeltaDiscoveryRequest) error {
+	restored, err := r.request(s, req)
 	if err != nil {
-		// Envoy never sees it, so it is rejected here as Envoy would.
-		r.countRejection(resp, err.Error())
-		return up.send(&discovery.DeltaDiscoveryRequest{
-			TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce,
-			ErrorDetail: &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: err.Error()},
-		})
-	}
-	if err := r.response(s, resp); err != nil {
 		return err
 	}
-	return stream.Send(placed)
+	if strings.HasPrefix(req.ResponseNonce, savedNonce) {
+		req.ResponseNonce, req.ErrorDetail = "", nil
+		if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) == 0 {
+			return nil
+		}
+	}
+	if err := up.send(req); err != nil || restored == nil {
+		return err
+	}
+	r.log.Warn("Envoy has nothing older than what it rejected: it gets what is saved", "type", restored.TypeUrl)
+	return r.respond(s, restored)
 }
+
+// down passes a response on to Envoy.
+func (r *relay) down(s *session, up *upstream, resp *discovery.DeltaDiscoveryResponse) error {
+	err := r.respond(s, resp)
+	var unplaced *placeError
+	if !errors.As(err, &unplaced) {
+		return err
+	}
+	// Envoy never sees it, so it is rejected here as Envoy would.
+	r.countRejection(resp, err.Error())
+	return up.send(&discovery.DeltaDiscoveryRequest{
+		TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce,
+		ErrorDetail: &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: err.Error()},
+	})
+}
+
+// respond sends Envoy a response with listeners at this sidecar's addresses.
+func (r *relay) respond(s *session, resp *discovery.DeltaDiscoveryResponse) error {
+	placed, err := r.place(resp)
+	if err != nil {
+		return &placeError{err}
+	}
+	r.mu.Lock()
+	if r.current != s {
+		r.mu.Unlock()
+		return errReplaced
+	}
+	r.holdings.response(resp)
+	r.mu.Unlock()
+	return s.send(placed)
+}
+
+// placeError says that a listener cannot be put at the sidecar's addresses.
+type placeError struct{ error }
 
 func (r *relay) place(resp *discovery.DeltaDiscoveryResponse) (*discovery.DeltaDiscoveryResponse, error) {
 	if resp.TypeUrl != envoy.ListenerType {
@@ -197,7 +239,7 @@ func (r *relay) place(resp *discovery.DeltaDiscoveryResponse) (*discovery.DeltaD
 }
 
 // serveSaved answers from the saved resources until a control plane does.
-func (r *relay) serveSaved(ctx context.Context, s *session, stream envoyStream, saved resources, first *discovery.DeltaDiscoveryRequest) error {
+func (r *relay) serveSaved(ctx context.Context, s *session, saved resources, first *discovery.DeltaDiscoveryRequest) error {
 	r.serving(s, fromDisk, "")
 	go func() {
 		if up := r.await(ctx, proto.CloneOf(first)); up != nil {
@@ -206,7 +248,7 @@ func (r *relay) serveSaved(ctx context.Context, s *session, stream envoyStream, 
 		}
 	}()
 	ended := make(chan error, 1)
-	go func() { ended <- r.answer(s, stream, saved, first) }()
+	go func() { ended <- r.answer(s, saved, first) }()
 	select {
 	case err := <-ended:
 		return unavailable(err)
@@ -216,29 +258,22 @@ func (r *relay) serveSaved(ctx context.Context, s *session, stream envoyStream, 
 }
 
 // answer serves one request after the other. Saved resources do not change, so there is nothing to send unasked.
-func (r *relay) answer(s *session, stream envoyStream, saved resources, req *discovery.DeltaDiscoveryRequest) error {
+func (r *relay) answer(s *session, saved resources, req *discovery.DeltaDiscoveryRequest) error {
 	seen := map[string]bool{}
 	for nonce := 1; ; nonce++ {
 		resp := saved.answer(req, !seen[req.TypeUrl])
 		seen[req.TypeUrl] = true
 		if resp != nil {
 			resp.Nonce = strconv.Itoa(nonce)
-			placed, err := r.place(resp)
-			if err != nil {
-				return err
-			}
-			if err := r.response(s, resp); err != nil {
-				return err
-			}
-			if err := stream.Send(placed); err != nil {
+			if err := r.respond(s, resp); err != nil {
 				return err
 			}
 		}
 		var err error
-		if req, err = stream.Recv(); err != nil {
+		if req, err = s.stream.Recv(); err != nil {
 			return err
 		}
-		if err := r.request(s, req); err != nil {
+		if _, err := r.request(s, req); err != nil {
 			return err
 		}
 	}
@@ -300,15 +335,17 @@ func (r *relay) savedResources() resources {
 	return r.holdings.saved
 }
 
-// request notes a request of Envoy and adds to it what the control plane wants to know of the sidecar.
-func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) error {
+// request notes a request of Envoy and adds to it what the control plane wants to know of the sidecar. If it rejects
+// what must be replaced, the replacement is returned.
+func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (restored *discovery.DeltaDiscoveryResponse, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.current != s {
-		return errReplaced
+		return nil, errReplaced
 	}
 	if rejected := r.holdings.request(req); rejected != nil {
 		r.reject(rejected, req.ErrorDetail.GetMessage())
+		restored = r.holdings.restore(rejected)
 	}
 	if set := r.holdings.save(); set != nil {
 		select {
@@ -320,17 +357,7 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) error 
 	if req.Node != nil {
 		r.describe(req.Node)
 	}
-	return nil
-}
-
-func (r *relay) response(s *session, resp *discovery.DeltaDiscoveryResponse) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.current != s {
-		return errReplaced
-	}
-	r.holdings.response(resp)
-	return nil
+	return restored, nil
 }
 
 // describe adds the agent to a node's metadata.

@@ -217,12 +217,13 @@ func (s *supervisor) rotateLog(ctx context.Context) {
 		s.log.Warn("Envoy's log is not rotated", "error", err)
 		return
 	}
-	if s.process() == nil {
-		return // the next one opens a new file
+	if s.process() != nil { // the next one opens a new file by itself
+		if err := s.admin.reopenLogs(ctx); err != nil {
+			s.log.Warn("Envoy does not reopen its log", "error", err)
+			return
+		}
 	}
-	if err := s.admin.reopenLogs(ctx); err != nil {
-		s.log.Warn("Envoy does not reopen its log", "error", err)
-	}
+	s.log.Info("rotated Envoy's log", "file", path)
 }
 
 // lastWords is the line of Envoy's log, as far as it was written after offset from, that tells best why it ended.
