@@ -51,6 +51,9 @@ func Build(t mesh.Topology) (*Resources, error) {
 		*to = append(*to, resource)
 	}
 	for _, p := range t.Pools {
+		if _, err := Ring(p); err != nil {
+			errs = append(errs, fmt.Errorf("pool %q: %w", p.Name, err))
+		}
 		for _, c := range clusters(p) {
 			add(&r.Clusters, c.Name, c)
 		}

@@ -9,11 +9,11 @@ import (
 // hash tag, or of the whole key if it has none, with the seed that Envoy shares with libstdc++.
 func Hash(key []byte) uint64 {
 	const seed = 0xc70f6907
-	return murmur2(hashTag(key), seed)
+	return murmur2(Tag(key), seed)
 }
 
-// hashTag is what stands between a key's first brace and the next closing one, unless that is nothing.
-func hashTag(key []byte) []byte {
+// Tag is the part of a key that decides its place: what stands between a key's first brace and the next closing one, or the whole key where that is nothing.
+func Tag(key []byte) []byte {
 	open := bytes.IndexByte(key, '{')
 	if open < 0 {
 		return key

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cachemesh/cachemesh/controlplane"
+	"github.com/cachemesh/cachemesh/demo"
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// defaultDir is where the demo lives unless --dir says otherwise, and so where commands look for a mesh.
+const defaultDir = ".demo"
+
+// meshFlags say which running mesh a command is about.
+type meshFlags struct {
+	dir           string
+	controlplanes []string
+}
+
+func (m *meshFlags) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&m.dir, "dir", "", "folder of a running demo (default "+defaultDir+", if a mesh runs from it)")
+	f.StringSliceVar(&m.controlplanes, "controlplane", nil, "URL of a region's control plane, once for each region (or CACHEMESH_CONTROLPLANE, separated by commas)")
+	cmd.MarkFlagDirname("dir")
+}
+
+// urls finds the control planes, one a region, the first region's first.
+func (m *meshFlags) urls() ([]string, error) {
+	switch {
+	case len(m.controlplanes) > 0:
+		return checkURLs("--controlplane", m.controlplanes)
+	case m.dir != "":
+		return urlsOf(m.dir)
+	case os.Getenv("CACHEMESH_CONTROLPLANE") != "":
+		return checkURLs("CACHEMESH_CONTROLPLANE", strings.Split(os.Getenv("CACHEMESH_CONTROLPLANE"), ","))
+	}
+	if urls, err := urlsOf(defaultDir); err == nil {
+		return urls, nil
+	}
+	return nil, usage("no mesh to ask: name one with --dir DIR, --controlplane URL or CACHEMESH_CONTROLPLANE, or start one with `cachemesh demo`")
+}
+
+func urlsOf(dir string) ([]string, error) {
+	e, err := demo.ReadEndpoints(dir)
+	if err != nil {
+		return nil, err
+	}
+	var urls []string
+	for _, r := range e.Regions {
+		urls = append(urls, r.Controlplane.HTTP)
+	}
+	return urls, nil
+}
+
+func checkURLs(flag string, urls []string) ([]string, error) {
+	for i, u := range urls {
+		parsed, err := url.Parse(strings.TrimSpace(u))
+		if err != nil || parsed.Host == "" || parsed.Scheme != "http" && parsed.Scheme != "https" {
+			return nil, usage("%s %q: want a URL such as http://127.0.0.1:18080", flag, u)
+		}
+		urls[i] = strings.TrimSuffix(parsed.String(), "/")
+	}
+	return urls, nil
+}
+
+// get reads one page of a control plane's API.
+func get[T any](ctx context.Context, base, path string) (T, error) {
+	var v T
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+	if err != nil {
+		return v, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return v, fmt.Errorf("the control plane does not answer (its sidecars keep serving): %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
+		return v, fmt.Errorf("%s%s answers %s: %s", base, path, resp.Status, strings.TrimSpace(string(text)))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+		return v, fmt.Errorf("%s%s: %w", base, path, err)
+	}
+	return v, nil
+}
+
+// topologyOf asks for the topology of a region, or of the first if none is named.
+func (m *meshFlags) topologyOf(ctx context.Context, region string) (mesh.Topology, error) {
+	urls, err := m.urls()
+	if err != nil {
+		return mesh.Topology{}, err
+	}
+	var names []string
+	var failed error
+	for _, u := range urls {
+		t, err := get[mesh.Topology](ctx, u, "/v1/topology")
+		if err != nil {
+			if failed = err; region == "" {
+				return t, err
+			}
+			continue
+		}
+		if region == "" || t.Region == region {
+			return t, nil
+		}
+		names = append(names, t.Region)
+	}
+	if failed != nil {
+		return mesh.Topology{}, failed
+	}
+	return mesh.Topology{}, usage("there is no region %q: the mesh has %s", region, strings.Join(names, ", "))
+}
+
+// statuses asks every control plane; one that does not answer is an error beside the others' statuses.
+func (m *meshFlags) statuses(ctx context.Context) ([]controlplane.Status, []error, error) {
+	urls, err := m.urls()
+	if err != nil {
+		return nil, nil, err
+	}
+	var all []controlplane.Status
+	var failed []error
+	for _, u := range urls {
+		s, err := get[controlplane.Status](ctx, u, "/v1/status")
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		all = append(all, s)
+	}
+	return slices.Clip(all), failed, nil
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/cachemesh/cachemesh/controlplane"
+)
+
+func newControlplane() *cobra.Command {
+	var c controlplane.Config
+	var logs logFlags
+	cmd := &cobra.Command{
+		Use:   "controlplane --config mesh.yaml",
+		Short: "Serve one region's routes to its sidecars",
+		Long: `Serve one region's routes to its sidecars over xDS, and what is known of them over HTTP.
+
+The file is watched: a change is in effect within a second, and a broken one changes nothing. Several control
+planes may serve one region. When none runs, sidecars keep serving what they have.`,
+		Example: "  cachemesh controlplane --config mesh.yaml --region us-east",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.File == "" {
+				return usage("--config is missing: name the mesh.yaml to serve")
+			}
+			var err error
+			if c.Logger, err = newLogger(cmd.ErrOrStderr(), logs.format, logs.level); err != nil {
+				return err
+			}
+			c.Version = version
+			return controlplane.Run(cmd.Context(), c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.File, "config", "", "the mesh.yaml to serve")
+	f.StringVar(&c.Region, "region", "", "region to serve; may be left out when the file has one")
+	f.StringVar(&c.XDS, "xds", "127.0.0.1:18000", "IP:port where sidecars connect")
+	f.StringVar(&c.HTTP, "http", "127.0.0.1:18080", "IP:port of the HTTP API and metrics")
+	f.StringVar(&c.State, "state", "", "folder that keeps the last good configuration over restarts")
+	f.BoolVar(&c.Insecure, "insecure", false, "allow plaintext listeners beyond loopback, on a network that you trust")
+	cmd.MarkFlagFilename("config", "yaml", "yml")
+	cmd.MarkFlagDirname("state")
+	logs.register(cmd)
+	return cmd
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+
+	"github.com/cachemesh/cachemesh/controlplane"
+	"github.com/cachemesh/cachemesh/controlplane/xds"
+)
+
+// meshStatus is what `status -o json` prints.
+type meshStatus struct {
+	Regions []controlplane.Status `json:"regions"`
+	Errors  []string              `json:"errors"` // of control planes that did not answer
+}
+
+func newStatus() *cobra.Command {
+	var out output
+	var from meshFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the sidecars, the shards and what needs attention",
+		Long: `Show a row for each sidecar, a row for each node of each shard, and what needs attention.
+
+A sidecar is SYNCED when it has acknowledged everything, STALE while it lacks something or is away, and NACK when its
+Envoy rejected something: what it had before still serves.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			regions, failed, err := from.statuses(cmd.Context())
+			if err != nil {
+				return err
+			}
+			s := meshStatus{Regions: regions, Errors: []string{}}
+			if s.Regions == nil {
+				s.Regions = []controlplane.Status{}
+			}
+			for _, err := range failed {
+				s.Errors = append(s.Errors, err.Error())
+			}
+			if err := out.print(cmd.OutOrStdout(), s, func(w io.Writer) { printStatus(w, s) }); err != nil {
+				return err
+			}
+			for _, e := range s.Errors {
+				fmt.Fprintln(cmd.ErrOrStderr(), "error:", e)
+			}
+			if len(failed) > 0 {
+				return errReported
+			}
+			return nil
+		},
+	}
+	out.register(cmd)
+	from.register(cmd)
+	return cmd
+}
+
+func printStatus(w io.Writer, s meshStatus) {
+	t := newTable(w, "region", "sidecar", "version", "state", "age", "agent", "envoy", "crashes", "reason")
+	for _, r := range s.Regions {
+		for _, n := range r.Sidecars {
+			t.AppendRow([]any{r.Region, n.Name, dash(n.Version), stateText(w, n.State), age(n.Since), dash(n.Agent), n.Envoy, crashes(n), n.Reason})
+		}
+	}
+	t.Render()
+	fmt.Fprintln(w)
+	t = newTable(w, "region", "pool", "shard", "node", "role", "keys", "memory", "ops/s", "hit rate", "problem")
+	for _, r := range s.Regions {
+		for _, shard := range r.Shards {
+			for _, n := range shard.Nodes {
+				row := []any{r.Region, shard.Pool, shard.Name, n.Address, n.Role, "-", "-", "-", "-", colour(w, text.FgRed, n.Error)}
+				if n.Up {
+					row = append(row[:5], n.Keys, size(n.MemoryBytes), n.OpsPerSecond, percent(n.RecentHitRate), "")
+				}
+				t.AppendRow(row)
+			}
+		}
+	}
+	t.Render()
+	for _, r := range s.Regions {
+		for _, a := range r.Alerts {
+			fmt.Fprintf(w, "\n%s %s: %s\n  %s\n", colour(w, text.FgYellow, "!"), a.Subject, a.Message, a.Remedy)
+		}
+	}
+}
+
+func stateText(w io.Writer, s xds.State) string {
+	paint := text.FgYellow
+	switch s {
+	case xds.Synced:
+		paint = text.FgGreen
+	case xds.Rejected:
+		paint = text.FgRed
+	}
+	return colour(w, paint, string(s))
+}
+
+func crashes(n xds.Node) string {
+	if n.Agent == "" {
+		return "-"
+	}
+	if n.EnvoyRestarts == "" {
+		return "0"
+	}
+	return n.EnvoyRestarts
+}
+
+func percent(rate *float64) string {
+	if rate == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f %%", *rate*100)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,333 @@
+// Package demo runs a whole mesh on this machine, out of real processes: Redis nodes, control planes, sidecars with their
+// Envoys, and the example application under load in two regions.
+//
+// It starts and stops processes of its own and touches no other, and it restarts none that dies: what the mesh
+// does then is what it is there to show.
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cachemesh/cachemesh/process"
+)
+
+// startTimeout bounds how long the demo may take to get ready.
+const startTimeout = 60 * time.Second
+
+// Demo is a running mesh.
+type Demo struct {
+	layout    layout
+	lock      *os.File
+	mu        sync.Mutex
+	processes []*process.Process // in the order in which they started
+	endpoints Endpoints
+	ready     time.Time
+}
+
+// Start brings everything up. On an error, and when ctx ends, what was started is stopped again.
+func Start(ctx context.Context, o Options) (*Demo, error) {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	o.Dir = dir
+	d := &Demo{layout: newLayout(o)}
+	if err := d.prepare(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready after %s", startTimeout))
+	defer cancel()
+	if err := d.start(ctx); err != nil {
+		d.Stop()
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		return nil, err
+	}
+	return d, nil
+}
+
+// prepare makes the folder and checks that nobody else uses it or the ports.
+func (d *Demo) prepare() error {
+	dir := d.layout.options.Dir
+	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		return fmt.Errorf("another demo runs from %s: stop it, or choose another --dir", dir)
+	}
+	d.lock = lock
+	if err := checkPorts(d.layout.addresses()); err != nil {
+		lock.Close()
+		return err
+	}
+	old, err := filepath.Glob(filepath.Join(dir, "logs", "*.log"))
+	if err != nil {
+		return err
+	}
+	for _, name := range append(old, endpointsFile(dir)) {
+		os.Remove(name)
+	}
+	return d.layout.writeMesh()
+}
+
+// checkPorts names the first address that somebody listens on.
+func checkPorts(addresses map[string]string) error {
+	var taken []string
+	for address, who := range addresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			taken = append(taken, fmt.Sprintf("%s (for %s)", address, who))
+			continue
+		}
+		l.Close()
+	}
+	if len(taken) == 0 {
+		return nil
+	}
+	slices.Sort(taken)
+	more := ""
+	if len(taken) > 1 {
+		more = fmt.Sprintf(" and %d more", len(taken)-1)
+	}
+	return fmt.Errorf("port in use: %s%s: stop who listens there (`ss -ltnp`), or choose other ports with --port-offset", taken[0], more)
+}
+
+func (d *Demo) start(ctx context.Context) error {
+	l := d.layout
+	note := l.options.Notes
+	note("starting %d Redis nodes", len(l.regions)*len(pools)*shardsPerPool*nodesPerShard)
+	pids := map[int]int{}
+	for _, replicas := range []bool{false, true} {
+		if err := d.startNodes(ctx, replicas, pids); err != nil {
+			return err
+		}
+	}
+	note("starting control planes and sidecars")
+	group, gctx := errgroup.WithContext(ctx)
+	endpoints := make([]RegionEndpoints, len(l.regions))
+	for i, r := range l.regions {
+		endpoints[i] = RegionEndpoints{Name: r.name, Sidecars: make([]SidecarEndpoints, len(r.sidecars))}
+		command := l.controlplaneCommand(r)
+		group.Go(func() error {
+			p, err := d.run(gctx, r.name+"-controlplane", command, "http://"+r.http+"/readyz")
+			if err == nil {
+				endpoints[i].Controlplane = ControlplaneEndpoints{XDS: r.xds, HTTP: "http://" + r.http, PID: p.PID(), Command: command}
+			}
+			return err
+		})
+		for j, s := range r.sidecars {
+			command := l.sidecarCommand(r, s)
+			group.Go(func() error {
+				p, err := d.run(gctx, s.name, command, "http://"+s.metrics+"/readyz")
+				if err == nil {
+					endpoints[i].Sidecars[j] = SidecarEndpoints{
+						Name: s.name, PID: p.PID(), Redis: s.redis, RedisRESP3: s.resp3, RedisSocket: filepath.Join(s.dir, "redis.sock"),
+						EnvoyAdmin: "http://" + s.admin, Metrics: "http://" + s.metrics + "/metrics", Command: command,
+					}
+				}
+				return err
+			})
+		}
+		endpoints[i].Shards = l.shardEndpoints(r, pids)
+	}
+	group.Go(func() error { return d.seed(gctx) })
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	note("starting the application")
+	group, gctx = errgroup.WithContext(ctx)
+	for _, r := range l.regions {
+		for _, s := range r.sidecars {
+			group.Go(func() error {
+				_, err := d.run(gctx, s.name+"-app", l.appCommand(r, s), "http://"+s.app+"/healthz")
+				return err
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	d.endpoints = Endpoints{Regions: endpoints}
+	d.readEnvoyPIDs()
+	d.ready = time.Now()
+	return d.endpoints.write(l.options.Dir)
+}
+
+func (d *Demo) startNodes(ctx context.Context, replicas bool, pids map[int]int) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(8)
+	for _, r := range d.layout.regions {
+		for _, n := range r.nodes {
+			if (n.replicaOf != 0) != replicas {
+				continue
+			}
+			group.Go(func() error {
+				redis := process.Redis{Port: n.port, Dir: filepath.Join(d.layout.options.Dir, "logs"), ReplicaOf: n.replicaOf, MaxMemory: "64mb"}
+				p, err := redis.Start(ctx)
+				if err != nil {
+					return err
+				}
+				d.keep(p)
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				pids[n.port] = p.PID()
+				return nil
+			})
+		}
+	}
+	return group.Wait()
+}
+
+func (l layout) shardEndpoints(r regionLayout, pids map[int]int) []ShardEndpoints {
+	var shards []ShardEndpoints
+	for _, n := range r.nodes {
+		role := "primary"
+		if n.replicaOf != 0 {
+			role = "replica"
+		} else {
+			shards = append(shards, ShardEndpoints{Pool: n.pool, Name: n.shard})
+		}
+		last := &shards[len(shards)-1]
+		last.Nodes = append(last.Nodes, NodeEndpoints{Address: n.address(), Role: role, PID: pids[n.port]})
+	}
+	return shards
+}
+
+// run starts a program that is ready when a page of it answers 200.
+func (d *Demo) run(ctx context.Context, name string, command []string, page string) (*process.Process, error) {
+	p, err := process.Start(ctx, process.Spec{Name: name, Path: command[0], Args: command[1:], Log: d.layout.log(name),
+		Ready: func(ctx context.Context, _ int) error { return answers(ctx, page) }})
+	if err != nil {
+		return nil, err
+	}
+	d.keep(p)
+	return p, nil
+}
+
+func (d *Demo) seed(ctx context.Context) error {
+	p, err := process.Start(ctx, process.Spec{Name: "twitter seed", Path: d.layout.options.Twitter,
+		Args: []string{"seed", "--db", d.layout.database()}, Log: d.layout.log("seed")})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Stop(time.Second)
+		return ctx.Err()
+	}
+	if p.Err() != nil {
+		return fmt.Errorf("the example's database could not be filled: %w: see %s", p.Err(), d.layout.log("seed"))
+	}
+	return nil
+}
+
+func (d *Demo) keep(p *process.Process) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.processes = append(d.processes, p)
+}
+
+// Stop ends everything that Start started, the last first, and returns the names of those that had died before.
+func (d *Demo) Stop() (died []string) {
+	os.Remove(endpointsFile(d.layout.options.Dir))
+	d.mu.Lock()
+	processes := slices.Clone(d.processes)
+	d.processes = nil
+	d.mu.Unlock()
+	slices.Reverse(processes)
+	var wait sync.WaitGroup
+	for _, p := range processes {
+		select {
+		case <-p.Done():
+			died = append(died, fmt.Sprintf("%s ended by itself: %v", p.Name(), p.Err()))
+			continue
+		default:
+		}
+		wait.Go(func() { p.Stop(8 * time.Second) })
+	}
+	wait.Wait()
+	for _, r := range d.layout.regions {
+		for _, s := range r.sidecars {
+			stopOrphan(s.dir)
+		}
+	}
+	d.lock.Close()
+	return died
+}
+
+// envoyState is what a sidecar keeps of its Envoy.
+type envoyState struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"`
+}
+
+func readEnvoyState(dir string) (envoyState, error) {
+	var s envoyState
+	data, err := os.ReadFile(filepath.Join(dir, "envoy.json"))
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(data, &s)
+}
+
+// stopOrphan ends the Envoy of a sidecar that was killed: it outlives its agent by design.
+func stopOrphan(dir string) {
+	s, err := readEnvoyState(dir)
+	if err != nil || s.PID <= 0 {
+		return
+	}
+	if started, err := process.StartTime(s.PID); err == nil && started == s.StartTime {
+		syscall.Kill(s.PID, syscall.SIGTERM)
+	}
+}
+
+// readEnvoyPIDs brings the endpoints' Envoy pids up to date and says whether one changed.
+func (d *Demo) readEnvoyPIDs() (changed bool) {
+	for i, r := range d.layout.regions {
+		for j, s := range r.sidecars {
+			if state, err := readEnvoyState(s.dir); err == nil && state.PID != 0 && state.PID != d.endpoints.Regions[i].Sidecars[j].EnvoyPID {
+				d.endpoints.Regions[i].Sidecars[j].EnvoyPID = state.PID
+				changed = true
+			}
+		}
+	}
+	return changed
+}
+
+func answers(ctx context.Context, page string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", page, resp.Status)
+	}
+	return nil
+}
