@@ -172,7 +172,7 @@ func (s *Server) answer(st *stream, w *watch) bool {
 	now := s.config.Now()
 	if w.delta != nil {
 		send, remove := st.due(w.typeURL, w.subscription, now, s.config.RemoveAfter)
-		if len(send) == 0 && len(remove) == 0 {
+		if len(send) == 0 && len(remove) == 0 && !w.greet {
 			return false
 		}
 		w.deltaResponses <- deltaResponse(w, st.target.Version, send, remove)
@@ -222,6 +222,9 @@ func (s *Server) watch(req any, w *watch) (cancel func(), err error) {
 	if st == nil {
 		return nil, errors.New("request of an unknown stream")
 	}
+	// A stream's first request for clusters is always answered, if only with nothing: whoever relays the stream knows by
+	// it that this control plane works.
+	w.greet = w.typeURL == envoy.ClusterType && !st.subscribed[w.typeURL]
 	st.subscribed[w.typeURL] = true
 	if s.answer(st, w) {
 		return func() {}, nil

@@ -42,6 +42,7 @@ type stream struct {
 type watch struct {
 	typeURL      string
 	subscription cache.Subscription
+	greet        bool // answer even with nothing
 
 	delta          *cache.DeltaRequest
 	deltaResponses chan cache.DeltaResponse
