@@ -63,9 +63,8 @@ func redisOptions(o CacheOptions) *redis.Options {
 		Network: "tcp", Addr: o.Address, Password: o.Password, Protocol: 2,
 		DialTimeout: 500 * time.Millisecond, DialerRetries: 1,
 		ReadTimeout: time.Second, WriteTimeout: time.Second, PoolTimeout: time.Second,
-		// One retry, for a connection that a proxy closed; all that is sent may be repeated.
-		MaxRetries:               1,
-		MaxRetryBackoff:          50 * time.Millisecond,
+		// No retry: the database answers sooner than a cache that hangs, and repairs are retried here.
+		MaxRetries:               -1,
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
