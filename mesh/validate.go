@@ -81,7 +81,7 @@ func (v *validation) region(field string, r RegionSpec, pools []PoolSpec) {
 		if !known[s.Pool] {
 			v.add(f+".pool", "name a pool of this file", "there is no pool %q", s.Pool)
 		}
-			v.once("shard of region "+r.Name, s.Name, f+".name", "a shard's name is its place on the ring: rename or remove one of them")
+		v.once("shard of region "+r.Name, s.Name, f+".name", "a shard's name is its place on the ring: rename or remove one of them")
 		for j, address := range s.Nodes {
 			n := fmt.Sprintf("%s.nodes[%d]", f, j)
 			if err := checkAddress(address); err != nil {

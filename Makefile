@@ -1,0 +1,64 @@
+# Everything that is done with this repository. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+LINT := go tool -modfile=tools/lint/go.mod
+# The tests share this machine's ports and processors with the programs that they start.
+TESTFLAGS ?= -timeout 15m
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## install what is needed: Debian packages and, into .tools, Envoy
+	@tools/install
+
+.PHONY: build
+build: ## build bin/cachemesh and bin/twitter
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cachemesh ./examples/twitter
+
+.PHONY: demo
+demo: tools build ## run two regions under load; ARGS="--for 60s" and so on
+	@bin/cachemesh demo $(ARGS)
+
+.PHONY: test
+test: tools check race ## all checks and all tests, with the race detector
+
+.PHONY: check
+check: ## formatting, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "run gofmt -w on:" $$unformatted; exit 1; }
+	@go mod tidy -diff
+	@go vet ./...
+	@$(LINT) staticcheck ./...
+
+.PHONY: race
+race: tools ## the tests, with the race detector
+	@go test -race $(TESTFLAGS) ./...
+
+.PHONY: golden
+golden: ## rewrite golden files, generated pages and the schema, then look at the diff
+	@go test ./mesh ./envoy -update
+	@go generate ./commands
+
+.PHONY: vectors
+vectors: tools ## record ring/testdata anew from the real Envoy
+	@go run ./ring/record
+
+.PHONY: fuzz
+fuzz: ## fuzz the parsers and the ring, a minute each
+	@go test -run '^$$' -fuzz FuzzLoad -fuzztime 60s ./mesh
+	@go test -run '^$$' -fuzz FuzzFind -fuzztime 60s -fuzzminimizetime 20x ./ring
+
+.PHONY: bench
+bench: tools build ## run every benchmark and rewrite the README's table of results
+	@go run ./bench all
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what is used; asks the Go vulnerability database
+	@$(LINT) govulncheck ./...
+
+.PHONY: clean
+clean: ## remove what was built and the demo's files, not the installed tools
+	@rm -rf bin .demo

@@ -1,0 +1,86 @@
+// Package cachemesh has only this test: it holds the imports to the direction that ARCHITECTURE.md draws.
+package cachemesh
+
+import (
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cachemesh/cachemesh"
+
+// allowed lists, for each package, the packages of ours that it may import. A package that is missing here fails the
+// test, so that a new one is thought about.
+var allowed = map[string][]string{
+	"":                          {},
+	"mesh":                      {},
+	"ring":                      {},
+	"ring/record":               {"process", "ring"},
+	"commands":                  {},
+	"process":                   {},
+	"envoy":                     {"commands", "mesh", "ring"},
+	"controlplane/xds":          {"envoy"},
+	"controlplane":              {"controlplane/xds", "envoy", "mesh"},
+	"sidecar":                   {"envoy", "process"},
+	"demo":                      {"mesh", "process"},
+	"cmd/cachemesh":             {"commands", "controlplane", "controlplane/xds", "demo", "envoy", "mesh", "process", "ring", "sidecar"},
+	"examples/twitter":          {"examples/twitter/app", "examples/twitter/load", "examples/twitter/store", "examples/twitter/workload"},
+	"examples/twitter/app":      {"examples/twitter/store", "examples/twitter/workload"},
+	"examples/twitter/load":     {"examples/twitter/app", "examples/twitter/store", "examples/twitter/workload"},
+	"examples/twitter/store":    {},
+	"examples/twitter/workload": {"examples/twitter/store"},
+	"bench":                     {"process", "ring"},
+	"test":                      {},
+}
+
+// only lists packages outside that one package of ours, or a few, may import: they are its business.
+var only = map[string][]string{
+	"github.com/envoyproxy/go-control-plane/envoy/config/":     {"envoy", "controlplane/xds", "sidecar"},
+	"github.com/envoyproxy/go-control-plane/envoy/extensions/": {"envoy"},
+	"github.com/spf13/cobra":                                   {"cmd/cachemesh", "bench", "examples/twitter"},
+	"github.com/fsnotify/fsnotify":                             {"controlplane"},
+	"github.com/goccy/go-yaml":                                 {"mesh", "demo", "cmd/cachemesh"},
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoder := json.NewDecoder(strings.NewReader(string(out)))
+	seen := 0
+	for {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := decoder.Decode(&p); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		seen++
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		may, known := allowed[name]
+		if !known {
+			t.Errorf("package %s is not in arch_test.go: say there what it may import", name)
+			continue
+		}
+		for _, i := range p.Imports {
+			if ours, ok := strings.CutPrefix(i, module+"/"); ok && !slices.Contains(may, ours) {
+				t.Errorf("%s imports %s, which it may not", name, ours)
+			}
+			for prefix, who := range only {
+				if strings.HasPrefix(i, prefix) && !slices.Contains(who, name) {
+					t.Errorf("%s imports %s, which is the business of %v", name, i, who)
+				}
+			}
+		}
+	}
+	if seen < 10 {
+		t.Errorf("only %d packages were found", seen)
+	}
+}

@@ -1,0 +1,121 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cachemesh/cachemesh/process"
+)
+
+func TestRunServesAWatchedFile(t *testing.T) {
+	ports, err := process.FreePorts(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis, err := process.Redis{Port: ports[2], Dir: t.TempDir()}.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer redis.Stop(time.Second)
+	at := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
+	path := filepath.Join(t.TempDir(), "mesh.yaml")
+	good := strings.Replace(goodMesh, "127.0.0.1:7001", at(2), 1)
+	writeFile(t, path, good)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- Run(ctx, Config{File: path, XDS: at(0), HTTP: at(1), State: filepath.Join(filepath.Dir(path), "state"), Version: "test", Logger: quiet})
+	}()
+	base := "http://" + at(1)
+	status := func() (s Status) {
+		body, _ := fetch(base + "/v1/status")
+		json.Unmarshal(body, &s)
+		return s
+	}
+	waitFor(t, "the node is probed", func() bool {
+		s := status()
+		return len(s.Shards) == 1 && s.Shards[0].Nodes[0].Up
+	})
+	first := status()
+	if first.Region != "home" || first.Config.Version == "" || first.Shards[0].Nodes[0].ReportedRole != "primary" || len(first.Alerts) != 0 {
+		t.Errorf("status %+v", first)
+	}
+
+	writeFile(t, path, strings.Replace(good, "cache-0", "cache-0, weight: 0", 1))
+	waitFor(t, "the broken file is shown", func() bool { return len(status().Config.Problems) > 0 })
+	s := status()
+	if s.Config.Version != first.Config.Version || !strings.Contains(s.Config.Problems[0], "regions[0].shards[0].weight") {
+		t.Errorf("config %+v, want the first version and the field named", s.Config)
+	}
+	if len(s.Alerts) == 0 || s.Alerts[0].Subject != path {
+		t.Errorf("alerts %+v, want one of the file", s.Alerts)
+	}
+	metrics, _ := fetch(base + "/metrics")
+	for _, want := range []string{"cachemesh_controlplane_config_valid 0", `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`} {
+		if !strings.Contains(string(metrics), want) {
+			t.Errorf("/metrics lacks %s", want)
+		}
+	}
+
+	writeFile(t, path, strings.Replace(good, "cache-0", "cache-1", 1))
+	waitFor(t, "the mended file is in effect", func() bool {
+		s := status()
+		return s.Config.Version != first.Config.Version && len(s.Config.Problems) == 0 && s.Shards[0].Name == "cache-1"
+	})
+	writeFile(t, path, strings.Replace(good, "name: home", "name: away", 1))
+	waitFor(t, "a file without this region is refused", func() bool {
+		problems := status().Config.Problems
+		return len(problems) == 1 && strings.Contains(problems[0], `"home" is not in the mesh`)
+	})
+
+	for page, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/v1/topology": 200, "/v1/sidecars": 200, "/v1/shards": 200, "/nowhere": 404} {
+		if body, code := fetch(base + page); code != want {
+			t.Errorf("%s answers %d, want %d: %s", page, code, want, body)
+		}
+	}
+	if resp, err := http.Post(base+"/v1/status", "text/plain", strings.NewReader("x")); err != nil || resp.StatusCode != http.StatusMethodNotAllowed && resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a POST is not refused: %v, %v", resp, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v, want a clean end", err)
+	}
+}
+
+func TestRunRefusesWhatIsNotSafe(t *testing.T) {
+	for want, c := range map[string]Config{
+		"reachable from other hosts": {File: "mesh.yaml", XDS: "0.0.0.0:18000", HTTP: "127.0.0.1:18080"},
+		"want IP:port":               {File: "mesh.yaml", XDS: "127.0.0.1:18000", HTTP: "here"},
+	} {
+		c.Logger = quiet
+		if err := Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
+
+func fetch(url string) ([]byte, int) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return nil, 0
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return body, resp.StatusCode
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 10 s: %s", what)
+		}
+	}
+}

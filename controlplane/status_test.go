@@ -1,0 +1,66 @@
+package controlplane
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cachemesh/cachemesh/controlplane/xds"
+)
+
+func TestAlertsNameWhatNeedsAPerson(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	node := func(up bool, role, reported string) []ShardStatus {
+		return []ShardStatus{{Name: "cache-0", Nodes: []NodeStatus{{Address: "a:1", Up: up, Role: role, ReportedRole: reported, Error: "refused"}}}}
+	}
+	for name, c := range map[string]struct {
+		status Status
+		want   string // "" is no alert
+	}{
+		"all well":              {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Synced}}, Shards: node(true, "primary", "primary")}, ""},
+		"a problem in the file": {Status{Config: ConfigStatus{File: "mesh.yaml", Problems: []string{"bad"}}}, "bad"},
+		"a rejection":           {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Rejected, Reason: "ugly", Rejections: []xds.Rejection{{Type: "listener"}}}}}, "rejects listener: ugly"},
+		"stale for a moment":    {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Stale, Since: now.Add(-5 * time.Second)}}}, ""},
+		"stale for long":        {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Stale, Since: now.Add(-time.Minute), Reason: "disconnected"}}}, "stale for 1m0s: disconnected"},
+		"a crash":               {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Synced, EnvoyRestarts: "2", ConnectedAt: now.Add(-time.Minute)}}}, "2 times"},
+		"a crash long ago":      {Status{Sidecars: []xds.Node{{Name: "s", State: xds.Synced, EnvoyRestarts: "2", ConnectedAt: now.Add(-time.Hour)}}}, ""},
+		"a dead primary":        {Status{Shards: node(false, "primary", "")}, "the primary does not answer: refused"},
+		"a dead replica":        {Status{Shards: node(false, "replica", "")}, "the replica does not answer"},
+		"a primary that is not": {Status{Shards: node(true, "primary", "replica")}, "is a replica, and the mesh says primary"},
+	} {
+		got := alerts(c.status, now, true)
+		switch {
+		case c.want == "" && len(got) != 0:
+			t.Errorf("%s: alerts %+v, want none", name, got)
+		case c.want != "" && (len(got) != 1 || !strings.Contains(got[0].Message, c.want) || got[0].Remedy == "" || got[0].Subject == ""):
+			t.Errorf("%s: alerts %+v, want one with %q", name, got, c.want)
+		}
+	}
+	if got := alerts(Status{Shards: node(false, "primary", "")}, now, false); len(got) != 0 {
+		t.Errorf("alerts %+v before the first probe", got)
+	}
+}
+
+func TestRecentHitRateForgetsAndSurvivesARestart(t *testing.T) {
+	p := newProber()
+	now := time.Unix(1_000_000, 0)
+	keep := func(after time.Duration, hits, misses int64) *float64 {
+		p.keep(NodeStatus{Address: "a", Up: true, Hits: hits, Misses: misses}, now.Add(after))
+		return p.last["a"].RecentHitRate
+	}
+	if r := keep(0, 1000, 1000); r != nil {
+		t.Errorf("rate %v after one probe, want none", *r)
+	}
+	if r := keep(30*time.Second, 1090, 1010); r == nil || *r != 0.9 {
+		t.Errorf("rate %v, want 0.9", r)
+	}
+	if r := keep(70*time.Second, 1090, 1110); r == nil || *r != 0 {
+		t.Errorf("rate %v, want 0: the first probe is more than a minute old", r)
+	}
+	if r := keep(72*time.Second, 3, 1); r != nil {
+		t.Errorf("rate %v after a restart, want none", *r)
+	}
+	if r := keep(74*time.Second, 6, 2); r == nil || *r != 0.75 {
+		t.Errorf("rate %v, want 0.75", r)
+	}
+}
