@@ -57,7 +57,7 @@ type ControlPlane struct {
 	started time.Time
 }
 
-// view is what the loop has decided last. It is replaced, never changed.
+// view is what apply has decided last. It is replaced, never changed.
 type view struct {
 	topology mesh.Topology
 	version  string    // of the resources
@@ -106,7 +106,7 @@ func Run(ctx context.Context, config Config) error {
 	group.Go(func() error { return c.serveHTTP(ctx, httpListener) })
 	updates := make(chan update)
 	group.Go(func() error { return source.watch(ctx, updates) })
-	group.Go(func() error { return c.loop(ctx, updates) })
+	group.Go(func() error { return loop(ctx, updates, c.apply, c.xds.Tick) })
 	group.Go(func() error { return c.prober.run(ctx, func() mesh.Topology { return c.view.Load().topology }) })
 	c.log.Info("serving", "region", config.Region, "xds", config.XDS, "http", config.HTTP, "resources", c.xds.Version())
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -128,8 +128,8 @@ func checkListener(flag, address string, insecure bool) error {
 	return nil
 }
 
-// loop owns the view: it collects updates for a moment and applies the last.
-func (c *ControlPlane) loop(ctx context.Context, updates <-chan update) error {
+// loop collects updates for a moment and applies the last; it is the only caller of apply and tick.
+func loop(ctx context.Context, updates <-chan update, apply func(update), tick func()) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	var pending *update
@@ -146,10 +146,10 @@ func (c *ControlPlane) loop(ctx context.Context, updates <-chan update) error {
 			pending = &u
 			due = time.After(min(holdOff, time.Until(latest)))
 		case <-due:
-			c.apply(*pending)
+			apply(*pending)
 			pending, due = nil, nil
 		case <-ticker.C:
-			c.xds.Tick()
+			tick()
 		}
 	}
 }
