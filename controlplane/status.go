@@ -105,7 +105,7 @@ func alerts(s Status, now time.Time, probed bool) []Alert {
 		case n.State == xds.Stale && now.Sub(n.Since) > staleAfter:
 			add(n.Name, "see whether it runs and reaches this control plane; it serves what it had", "stale for %s: %s", now.Sub(n.Since).Round(time.Second), n.Reason)
 		}
-		if n.EnvoyRestarts != "" && n.EnvoyRestarts != "0" && now.Sub(n.ConnectedAt) < crashShown {
+		if n.EnvoyRestarts > 0 && now.Sub(n.ConnectedAt) < crashShown {
 			add(n.Name, "it is serving again; see its log for the cause, and who may reach its Redis port", "Envoy has crashed, %s since the agent started", times(n.EnvoyRestarts))
 		}
 	}
@@ -128,9 +128,9 @@ func alerts(s Status, now time.Time, probed bool) []Alert {
 	return found
 }
 
-func times(n string) string {
-	if n == "1" {
+func times(n int) string {
+	if n == 1 {
 		return "once"
 	}
-	return n + " times"
+	return fmt.Sprintf("%d times", n)
 }

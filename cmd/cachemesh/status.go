@@ -101,10 +101,7 @@ func crashes(n xds.Node) string {
 	if n.Agent == "" {
 		return "-"
 	}
-	if n.EnvoyRestarts == "" {
-		return "0"
-	}
-	return n.EnvoyRestarts
+	return fmt.Sprint(n.EnvoyRestarts)
 }
 
 func percent(rate *float64) string {

@@ -80,7 +80,7 @@ func serve(t *testing.T) (*Server, *clock, discovery.AggregatedDiscoveryServiceC
 
 func node(name string, metadata map[string]any) *corev3.Node {
 	if metadata == nil {
-		metadata = map[string]any{"agent": "test"}
+		metadata = map[string]any{"agent": "test", "envoy_restarts": 2}
 	}
 	meta, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: metadata})
 	if err != nil {
@@ -246,7 +246,7 @@ func TestListenersWaitForTheirClusters(t *testing.T) {
 	e.quiet(s) // the endpoints are not
 	e.ack(endpoints)
 	e.ack(e.receive("listener redis,redis-resp3"))
-	if n := waitState(t, s, "a", Synced); n.Version != s.Version() || n.Agent != "test" {
+	if n := waitState(t, s, "a", Synced); n.Version != s.Version() || n.Agent != "test" || n.EnvoyRestarts != 2 {
 		t.Errorf("node %+v, want version %s", n, s.Version())
 	}
 }

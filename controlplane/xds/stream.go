@@ -187,7 +187,7 @@ func (st *stream) identify(n *corev3.Node, region string) error {
 		Zone:          n.GetLocality().GetZone(),
 		Agent:         text("agent"),
 		Envoy:         fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch()),
-		EnvoyRestarts: text("envoy_restarts"),
+		EnvoyRestarts: int(meta["envoy_restarts"].GetNumberValue()),
 	}
 	if st.node.Agent == "" {
 		a := envoy.DefaultAddresses
