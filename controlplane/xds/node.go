@@ -25,7 +25,7 @@ type Node struct {
 	Zone          string      `json:"zone,omitempty"`
 	Agent         string      `json:"agent,omitempty"` // the agent's version; empty for an Envoy without one
 	Envoy         string      `json:"envoy"`           // Envoy's version
-	EnvoyRestarts int         `json:"envoy_restarts"` // crashes since the agent started
+	EnvoyRestarts int         `json:"envoy_restarts"`  // crashes since the agent started
 	Connected     bool        `json:"connected"`
 	State         State       `json:"state"`
 	Reason        string      `json:"reason,omitempty"`
