@@ -39,7 +39,7 @@ func (a *admin) do(ctx context.Context, method, path string) (int, []byte, error
 func (a *admin) post(ctx context.Context, path string) error {
 	code, body, err := a.do(ctx, http.MethodPost, path)
 	if err == nil && code != http.StatusOK {
-		err = fmt.Errorf("Envoy's admin answers %s with %d: %s", path, code, strings.TrimSpace(string(body)))
+		err = fmt.Errorf("the admin interface of Envoy answers %s with %d: %s", path, code, strings.TrimSpace(string(body)))
 	}
 	return err
 }
@@ -62,7 +62,7 @@ func (a *admin) configPath(ctx context.Context) (string, error) {
 		} `json:"command_line_options"`
 	}
 	if err := json.Unmarshal(body, &info); err != nil {
-		return "", fmt.Errorf("Envoy's /server_info: %w", err)
+		return "", fmt.Errorf("/server_info of Envoy: %w", err)
 	}
 	return info.CommandLineOptions.ConfigPath, nil
 }
@@ -92,7 +92,7 @@ func countConnections(stats string) (int, error) {
 		}
 		n, err := strconv.Atoi(value)
 		if err != nil {
-			return 0, fmt.Errorf("Envoy's statistic %q: %w", line, err)
+			return 0, fmt.Errorf("the statistic %q: %w", line, err)
 		}
 		total += n
 	}
@@ -103,7 +103,7 @@ func countConnections(stats string) (int, error) {
 func (a *admin) prometheus(ctx context.Context) ([]byte, error) {
 	code, body, err := a.do(ctx, http.MethodGet, "/stats/prometheus?usedonly")
 	if err == nil && code != http.StatusOK {
-		err = fmt.Errorf("Envoy's admin answers /stats/prometheus with %d", code)
+		err = fmt.Errorf("the admin interface of Envoy answers /stats/prometheus with %d", code)
 	}
 	return body, err
 }

@@ -54,50 +54,50 @@ func (c Config) complete() (Config, error) {
 		c.Logger = slog.Default()
 	}
 	if c.Dir == "" {
-		return c, errors.New("Dir is empty: name a directory for the sidecar's state and sockets")
+		return c, errors.New("dir is empty: name a directory for the sidecar's state and sockets")
 	}
 	var err error
 	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
-		return c, fmt.Errorf("Dir %q: %w", c.Dir, err)
+		return c, fmt.Errorf("dir %q: %w", c.Dir, err)
 	}
 	if c.Envoy, err = filepath.Abs(c.Envoy); err != nil {
-		return c, fmt.Errorf("Envoy %q: %w", c.Envoy, err)
+		return c, fmt.Errorf("envoy %q: %w", c.Envoy, err)
 	}
 	return c, c.validate()
 }
 
 func (c Config) validate() error {
 	if c.Name == "" {
-		return errors.New("Name is empty: give the sidecar a name that is unique in its region")
+		return errors.New("name is empty: give the sidecar a name that is unique in its region")
 	}
 	if c.Region == "" {
-		return errors.New("Region is empty: name the region that this sidecar is in")
+		return errors.New("region is empty: name the region that this sidecar is in")
 	}
 	if c.Concurrency < 0 {
-		return fmt.Errorf("Concurrency is %d: give the number of Envoy's worker threads, at least 1", c.Concurrency)
+		return fmt.Errorf("concurrency is %d: give the number of Envoy's worker threads, at least 1", c.Concurrency)
 	}
 	if c.DrainTimeout < 0 {
-		return fmt.Errorf("DrainTimeout is %v: give a positive duration", c.DrainTimeout)
+		return fmt.Errorf("drain timeout is %v: give a positive duration", c.DrainTimeout)
 	}
 	if info, err := os.Stat(c.Envoy); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("Envoy %q is not a program: give the path of Envoy's executable", c.Envoy)
+		return fmt.Errorf("envoy %q is not a program: give the path of Envoy's executable", c.Envoy)
 	}
 	if len(c.ControlPlanes) == 0 {
-		return errors.New("ControlPlanes is empty: give host:port of at least one control plane")
+		return errors.New("no control plane is named: give host:port of at least one control plane")
 	}
 	for _, address := range c.ControlPlanes {
 		if err := hostPort(address); err != nil {
-			return fmt.Errorf("ControlPlanes: %w", err)
+			return fmt.Errorf("control planes: %w", err)
 		}
 	}
 	if err := c.Addresses.Validate(); err != nil {
-		return fmt.Errorf("Addresses: %w", err)
+		return fmt.Errorf("addresses: %w", err)
 	}
 	if err := loopback(c.Admin); err != nil {
-		return fmt.Errorf("Admin: %w", err)
+		return fmt.Errorf("admin: %w", err)
 	}
 	if err := loopback(c.Metrics); err != nil {
-		return fmt.Errorf("Metrics: %w", err)
+		return fmt.Errorf("metrics: %w", err)
 	}
 	for _, path := range c.sockets() {
 		if len(path) > maxSocketPath {

@@ -48,14 +48,14 @@ func (a *agent) handler() http.Handler {
 // ready says what keeps applications from being served, nil for nothing.
 func (a *agent) ready(req *http.Request) error {
 	if a.supervisor.process() == nil {
-		return errors.New("Envoy does not run")
+		return errors.New("no Envoy runs")
 	}
 	state, err := a.supervisor.admin.state(req.Context())
 	if err != nil {
-		return fmt.Errorf("Envoy's admin interface does not answer: %w", err)
+		return fmt.Errorf("the admin interface of Envoy does not answer: %w", err)
 	}
 	if state != "LIVE" {
-		return fmt.Errorf("Envoy is %s", state)
+		return fmt.Errorf("the state of Envoy is %s", state)
 	}
 	// Whether a listener is up shows best where applications would see it.
 	for _, at := range a.config.redisListeners() {

@@ -156,9 +156,9 @@ func (l launch) adopt(ctx context.Context, patience time.Duration) (*envoyProces
 	if err != nil {
 		return nil, err
 	}
-	if err := l.recognize(ctx, r, patience); err != nil {
+	if err := l.recognize(ctx, p, r, patience); err != nil {
 		p.stop(stopGrace)
-		return nil, fmt.Errorf("Envoy (pid %d) of an earlier agent was ended: %w", r.PID, err)
+		return nil, fmt.Errorf("the Envoy of an earlier agent (pid %d) is not taken over: %w", r.PID, err)
 	}
 	return p, nil
 }
@@ -199,7 +199,7 @@ func attach(r record) (*envoyProcess, error) {
 }
 
 // recognize returns nil if the recorded Envoy is what l would start and its admin answers.
-func (l launch) recognize(ctx context.Context, r record, patience time.Duration) error {
+func (l launch) recognize(ctx context.Context, p *envoyProcess, r record, patience time.Duration) error {
 	if r.Config != l.hash {
 		return errors.New("it was started with another configuration")
 	}
@@ -216,6 +216,8 @@ func (l launch) recognize(ctx context.Context, r record, patience time.Duration)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("its admin interface does not answer: %w", err)
+		case <-p.exited:
+			return errors.New("it has exited already")
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

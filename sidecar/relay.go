@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,7 +70,7 @@ func (s *session) send(resp *discovery.DeltaDiscoveryResponse) error {
 }
 
 var (
-	errReplaced = errors.New("Envoy opened another stream")
+	errReplaced = errors.New("another stream of Envoy took its place")
 	errReturned = errors.New("a control plane answers again")
 )
 
@@ -387,10 +388,18 @@ func (r *relay) countRejection(resp *discovery.DeltaDiscoveryResponse, reason st
 	r.reject(resp, reason)
 }
 
-// reject counts and logs a rejected response with its resources. The caller holds the lock.
+// reject counts a rejected response and logs its resources, those that the reason names if it names any.
+// The caller holds the lock.
 func (r *relay) reject(resp *discovery.DeltaDiscoveryResponse, reason string) {
 	r.nacks[resp.TypeUrl]++
-	for _, resource := range resp.Resources {
+	guilty := slices.DeleteFunc(slices.Clone(resp.Resources), func(resource *discovery.Resource) bool {
+		return !strings.Contains(reason, resource.Name)
+	})
+	if len(guilty) == 0 {
+		guilty = resp.Resources
+	}
+	const most = 10
+	for _, resource := range guilty[:min(len(guilty), most)] {
 		r.log.Error("a resource was rejected, what it replaces stays", "type", resp.TypeUrl, "name", resource.Name,
 			"version", resource.Version, "reason", reason, "resource", text(resource))
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -81,6 +82,41 @@ func TestEnvoyKilledWithoutControlPlaneServesFromDisk(t *testing.T) {
 	s.waitSource(t, fromControlPlane)
 	requests.waitMore(t, 100)
 	requests.finish(t)
+}
+
+func TestAnotherControlPlaneTakesOver(t *testing.T) {
+	var planes []*controlPlane
+	for range 2 {
+		plane := newControlPlane(t)
+		plane.serve(t, "1", build(t, topology(shards...)))
+		plane.start(t)
+		planes = append(planes, plane)
+	}
+	s := newSidecar(t, planes[0].address, planes[1].address)
+	s.start(t)
+	s.waitServing(t)
+	s.waitSaved(t)
+	requests := s.startLoad(t)
+	requests.waitMore(t, 10)
+	// The one that serves now stops each time, wherever it is in the list.
+	for i, plane := range planes {
+		other := planes[1-i]
+		plane.stop()
+		eventually(t, func() error {
+			if got := s.status(t).XDS.ControlPlane; got != other.address {
+				return fmt.Errorf("relayed to %q, want %s", got, other.address)
+			}
+			return nil
+		})
+		plane.start(t)
+	}
+	other := planes[0]
+	other.serve(t, "2", build(t, topology(shards[0])))
+	eventually(t, func() error { return everyKeyOn(t, s, newClient(t, &redis.Options{Addr: shards[0]})) })
+	requests.finish(t)
+	if strings.Contains(s.log.String(), "serving saved resources") {
+		t.Error("saved resources were served although a control plane was there")
+	}
 }
 
 func TestRejectedListenerLeavesTheOldOne(t *testing.T) {
@@ -189,6 +225,84 @@ func TestHungControlPlaneIsPassedOver(t *testing.T) {
 	s.waitSource(t, fromDisk)
 }
 
+// freezer stands between a sidecar and a control plane and can stop passing bytes on, as if that were stopped.
+type freezer struct {
+	net.Listener
+	frozen chan struct{} // closed to freeze
+}
+
+func newFreezer(t *testing.T, to string) *freezer {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &freezer{Listener: l, frozen: make(chan struct{})}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { client.Close() })
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			t.Cleanup(func() { server.Close() })
+			go f.pass(client, server)
+			go f.pass(server, client)
+		}
+	}()
+	return f
+}
+
+func (f *freezer) pass(from, to net.Conn) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := from.Read(buf)
+		select {
+		case <-f.frozen:
+			return // both ends stay open
+		default:
+		}
+		if err != nil {
+			to.Close()
+			return
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func TestControlPlaneThatFreezesCostsNoRequest(t *testing.T) {
+	plane := newControlPlane(t)
+	plane.serve(t, "1", build(t, topology(shards...)))
+	plane.start(t)
+	f := newFreezer(t, plane.address)
+	s := newSidecar(t, f.Addr().String())
+	s.start(t)
+	s.waitServing(t)
+	s.waitSaved(t)
+	requests := s.startLoad(t)
+	requests.waitMore(t, 10)
+	close(f.frozen)
+	// The keepalive notices it after 13 s.
+	eventuallyWithin(t, 30*time.Second, func() error {
+		if got := s.status(t).XDS.Source; got != fromDisk {
+			return fmt.Errorf("resources come from %q", got)
+		}
+		return nil
+	})
+	requests.waitMore(t, 100)
+	requests.finish(t)
+	s.kill(t, syscall.SIGKILL)
+	client := s.client(t)
+	eventually(t, func() error { return client.Get(t.Context(), t.Name()).Err() })
+}
+
 func TestSilentControlPlaneIsPassedOver(t *testing.T) {
 	silent := newControlPlane(t) // has no snapshot, so it accepts streams and answers nothing
 	silent.start(t)
@@ -228,7 +342,10 @@ func TestResourcesOfAnUnknownContentAreSentAgain(t *testing.T) {
 		}
 		return err
 	})
-	if !s.status(t).Envoy.Adopted {
-		t.Error("Envoy was not adopted")
-	}
+	eventually(t, func() error {
+		if st := s.status(t).Envoy; !st.Adopted {
+			return fmt.Errorf("Envoy was not adopted: %+v", st)
+		}
+		return nil
+	})
 }

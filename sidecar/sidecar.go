@@ -68,7 +68,7 @@ func run(ctx context.Context, c Config) error {
 	}
 	metrics, err := net.Listen("tcp", c.Metrics)
 	if err != nil {
-		return fmt.Errorf("Metrics: %w: choose another address", err)
+		return fmt.Errorf("metrics: %w: choose another address", err)
 	}
 	defer metrics.Close()
 	xds, err := listenXDS(filepath.Join(c.Dir, xdsSocket))
@@ -124,7 +124,12 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 			return f()
 		})
 	}
-	part(func() error { return grpcServer.Serve(xds) })
+	part(func() error {
+		if err := grpcServer.Serve(xds); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	part(func() error {
 		if err := httpServer.Serve(metrics); !errors.Is(err, http.ErrServerClosed) {
 			return err

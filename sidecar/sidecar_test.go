@@ -234,7 +234,12 @@ func (s *sidecar) get(path string) (int, string, error) {
 // eventually fails the test if f does not return nil within a generous time.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	eventuallyWithin(t, 15*time.Second, f)
+}
+
+func eventuallyWithin(t testing.TB, most time.Duration, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(most)
 	for {
 		err := f()
 		if err == nil {

@@ -233,9 +233,17 @@ func lastWords(path string, from int64) string {
 		return ""
 	}
 	defer f.Close()
-	const most = 16 << 10
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	if from > info.Size() {
+		from = 0 // the log was rotated meanwhile
+	}
+	const most = 16 << 10 // more than a backtrace
+	from = max(from, info.Size()-most)
 	data, err := io.ReadAll(io.NewSectionReader(f, from, most))
-	if err != nil || len(data) == 0 {
+	if err != nil {
 		return ""
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")

@@ -3,7 +3,6 @@ package sidecar
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,6 +37,7 @@ func TestLastWords(t *testing.T) {
 	path := filepath.Join(t.TempDir(), logFile)
 	before, start := "[1][critical] of an earlier life\n", "[2][warning] starting\n"
 	for name, test := range map[string]struct{ log, want string }{
+		"long before":  {strings.Repeat("[1][critical] old news\n", 1<<10) + strings.Repeat("[2][warning] x\n", 2<<10) + "[3][critical] now\n", "[3][critical] now"},
 		"nothing":      {"", ""},
 		"the last":     {start + "[3][error] port taken\n", "[3][error] port taken"},
 		"no backtrace": {start + "[3][critical] terminate\n[4][critical] #0\nConnection\n", "[3][critical] terminate"},
@@ -75,49 +75,4 @@ func TestLogIsBounded(t *testing.T) {
 		}
 		return err
 	})
-}
-
-func TestConnectionsAreThoseOfApplications(t *testing.T) {
-	got, err := countConnections(strings.Join([]string{
-		"listener.127.0.0.1_6379.downstream_cx_active: 3",
-		"listener.127.0.0.1_6379.worker_0.downstream_cx_active: 2",
-		"listener.127.0.0.1_6379.worker_1.downstream_cx_active: 1",
-		"listener.redis.sock.downstream_cx_active: 1",
-		"listener.admin.downstream_cx_active: 1",
-		"listener.admin.main_thread.downstream_cx_active: 1", ""}, "\n"))
-	if err != nil || got != 4 {
-		t.Errorf("%d connections, error %v, want 4", got, err)
-	}
-}
-
-func TestConfigIsChecked(t *testing.T) {
-	valid := newSidecar(t, "127.0.0.1:18000").config
-	valid.Logger = slog.New(slog.DiscardHandler)
-	if _, err := valid.complete(); err != nil {
-		t.Fatalf("a valid configuration: %v", err)
-	}
-	long := "/tmp/" + strings.Repeat("x", 107)
-	for want, change := range map[string]func(*Config){
-		"Name is empty":               func(c *Config) { c.Name = "" },
-		"Region is empty":             func(c *Config) { c.Region = "" },
-		"Dir is empty":                func(c *Config) { c.Dir = "" },
-		"use a shorter --dir":         func(c *Config) { c.Dir = long },
-		long:                          func(c *Config) { c.Addresses.Socket = long },
-		"ControlPlanes is empty":      func(c *Config) { c.ControlPlanes = nil },
-		`ControlPlanes: "here"`:       func(c *Config) { c.ControlPlanes = []string{"here"} },
-		`"here:0" is not a host`:      func(c *Config) { c.ControlPlanes = []string{"here:0"} },
-		`Admin: "0.0.0.0:9901"`:       func(c *Config) { c.Admin = "0.0.0.0:9901" },
-		`Admin: ""`:                   func(c *Config) { c.Admin = "" },
-		`Metrics: "[::]:9902"`:        func(c *Config) { c.Metrics = "[::]:9902" },
-		`Addresses: listener redis: `: func(c *Config) { c.Addresses.Redis = "10.0.0.1:6379" },
-		"is not a program":            func(c *Config) { c.Envoy = c.Dir },
-		"Concurrency is -1":           func(c *Config) { c.Concurrency = -1 },
-		"DrainTimeout is -1s":         func(c *Config) { c.DrainTimeout = -time.Second },
-	} {
-		c := valid
-		change(&c)
-		if err := Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want %q in it", err, want)
-		}
-	}
 }
