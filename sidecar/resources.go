@@ -82,7 +82,7 @@ func decodeResources(data []byte) (resources, error) {
 	r := resources{}
 	for in := bytes.NewReader(body); ; {
 		resource := new(discovery.Resource)
-		err := protodelim.UnmarshalOptions{MaxSize: -1}.UnmarshalFrom(in, resource)
+		err := protodelim.UnmarshalOptions{MaxSize: int64(len(body))}.UnmarshalFrom(in, resource)
 		if errors.Is(err, io.EOF) {
 			return r, nil
 		}
