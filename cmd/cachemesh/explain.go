@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -57,14 +58,16 @@ func newExplain() *cobra.Command {
 	return cmd
 }
 
-// explain takes a command's name, a whole command or the text of an error.
+// explain takes a command's name, a whole command or the text of an error. known is false for what nothing can be said of
+// but that Envoy does not know it.
 func explain(asked string) (e explanation, known bool) {
 	if meaning, ok := commands.ExplainError(asked); ok {
 		return explanation{Error: asked, Why: meaning}, true
 	}
 	name, _, _ := strings.Cut(strings.TrimSpace(asked), " ")
 	c := commands.Explain(name)
-	return explanationOf(c), c.Verdict != commands.VerdictUnknown
+	known = slices.ContainsFunc(commands.All(), func(entry commands.Command) bool { return entry.Name == c.Name })
+	return explanationOf(c), known
 }
 
 func explanationOf(c commands.Command) explanation {
@@ -76,15 +79,21 @@ func explanationOf(c commands.Command) explanation {
 
 func printExplanation(w io.Writer, e explanation) {
 	if e.Command == "" {
-		fmt.Fprintln(w, text.WrapSoft(e.Why, 100))
+		printWrapped(w, e.Why)
 		return
 	}
 	paint := map[string]text.Color{"works": text.FgGreen, "careful": text.FgYellow, "refused": text.FgRed, "unknown": text.FgRed}[e.Verdict]
 	fmt.Fprintf(w, "%s: %s (%s)\n", e.Command, colour(w, paint, e.Verdict), e.Kind)
 	for _, part := range []struct{ label, text string }{{"", e.Why}, {"Instead: ", e.Instead}, {"A client sees: ", e.Error}} {
 		if part.text != "" {
-			fmt.Fprintln(w, text.WrapSoft(part.label+part.text, 100))
+			printWrapped(w, part.label+part.text)
 		}
+	}
+}
+
+func printWrapped(w io.Writer, s string) {
+	for line := range strings.Lines(text.WrapSoft(s, 100)) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n"))
 	}
 }
 
