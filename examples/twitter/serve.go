@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/spf13/cobra"
 
 	"github.com/cachemesh/cachemesh/examples/twitter/app"
@@ -79,6 +80,7 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 	defer db.Close()
 	var cache *app.Cache
 	if !o.noCache {
+		logging.Disable() // go-redis tells of each failed dial; the cache itself logs a failure now and then
 		password, err := readPassword(o.passwordFile)
 		if err != nil {
 			return err

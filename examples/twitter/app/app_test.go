@@ -231,6 +231,51 @@ func TestRefillRaceWithPost(t *testing.T) {
 	}
 }
 
+// Whatever order posts, fan-outs and refills come in, in the end the caches say what the database says.
+func TestTimelinesConverge(t *testing.T) {
+	regions := startRegions(t, seeded(t, "us-east", "eu-west"), regionOptions{}, "us-east", "eu-west")
+	author, _ := celebrity(t, regions[0].store)
+	for range 8 {
+		var requests sync.WaitGroup
+		for i, r := range regions {
+			if err := r.redis.FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			requests.Go(func() {
+				for range 10 {
+					r.post(t, author, "hello")
+				}
+			})
+			for worker := range 4 {
+				requests.Go(func() {
+					for user := int64(1 + i + 2*worker); user <= 60; user += 8 {
+						r.timeline(t, user)
+					}
+				})
+			}
+		}
+		requests.Wait()
+		for _, r := range regions {
+			r.app.fanOuts.Wait()
+			r.app.confirms.Wait()
+		}
+		for user := int64(1); user <= 60; user++ {
+			r := regions[(user-1)%2]
+			if diff := cmp.Diff(r.truth(t, user), r.timeline(t, user)); diff != "" {
+				t.Errorf("timeline of user %d (-database +answer):\n%s", user, diff)
+			}
+		}
+		for _, r := range regions {
+			r.app.confirms.Wait()
+		}
+	}
+	for _, r := range regions {
+		if s := r.app.Stats(); s.CacheErrors+s.FanOutErrors+s.Errors != 0 {
+			t.Errorf("%s: stats %+v, want no error", r.name, s)
+		}
+	}
+}
+
 func TestRefillRaceWithProfileChange(t *testing.T) {
 	hook := &before{name: "set", arg: profileKey(1)}
 	r := startRegions(t, seeded(t, "us-east"), hooked(t, hook), "us-east")[0]

@@ -25,6 +25,7 @@ type Cache struct {
 	log    *slog.Logger
 
 	hits, misses, errors atomic.Int64
+	logged               atomic.Int64 // when an error was, in Unix seconds
 
 	mu sync.Mutex
 	// doubtful are keys that may be out of date, each with the number of the failure that made it so. There are at most
@@ -103,7 +104,7 @@ const (
 func (c *Cache) count(found bool, err error) outcome {
 	switch {
 	case err != nil && !errors.Is(err, redis.Nil):
-		c.errors.Add(1)
+		c.failed(err)
 		return unavailable
 	case found:
 		c.hits.Add(1)
@@ -127,8 +128,11 @@ func (c *Cache) get(ctx context.Context, key string) (string, outcome) {
 func (c *Cache) multiGet(ctx context.Context, keys []string) ([]string, []outcome) {
 	values, outcomes := make([]string, len(keys)), make([]outcome, len(keys))
 	replies, err := c.client.MGet(ctx, keys...).Result()
-	if err != nil || len(replies) != len(keys) {
-		c.errors.Add(1)
+	if err == nil && len(replies) != len(keys) {
+		err = fmt.Errorf("%d replies for %d keys", len(replies), len(keys))
+	}
+	if err != nil {
+		c.failed(err)
 		return values, outcomes
 	}
 	for i, reply := range replies {
@@ -148,14 +152,14 @@ func (c *Cache) set(ctx context.Context, values map[string]string, ttl func() ti
 		return nil
 	})
 	if err != nil {
-		c.errors.Add(1)
+		c.failed(err)
 	}
 }
 
 // fill stores one string. If that fails it may yet have happened, so the key is doubtful.
 func (c *Cache) fill(ctx context.Context, key, value string, ttl time.Duration) {
 	if err := c.client.Set(ctx, key, value, ttl).Err(); err != nil {
-		c.doubt(key)
+		c.doubt(key, err)
 	}
 }
 
@@ -211,7 +215,7 @@ func (c *Cache) fillTimeline(ctx context.Context, key string, ids []int64, ttl t
 		args = append(args, id, id)
 	}
 	if err := c.client.Eval(ctx, fillScript, []string{key}, args...).Err(); err != nil {
-		c.doubt(key)
+		c.doubt(key, err)
 	}
 }
 
@@ -227,8 +231,8 @@ func (c *Cache) push(ctx context.Context, keys []string, tweet int64) {
 		return
 	}
 	for i, reply := range replies {
-		if reply.Err() != nil {
-			c.doubt(keys[i])
+		if err := reply.Err(); err != nil {
+			c.doubt(keys[i], err)
 		}
 	}
 }
@@ -236,13 +240,22 @@ func (c *Cache) push(ctx context.Context, keys []string, tweet int64) {
 // invalidate removes a key.
 func (c *Cache) invalidate(ctx context.Context, key string) {
 	if err := c.client.Del(ctx, key).Err(); err != nil {
-		c.doubt(key)
+		c.doubt(key, err)
+	}
+}
+
+// failed counts a failure, and logs one in ten seconds.
+func (c *Cache) failed(err error) {
+	c.errors.Add(1)
+	now, last := time.Now().Unix(), c.logged.Load()
+	if now-last >= 10 && c.logged.CompareAndSwap(last, now) {
+		c.log.Warn("the cache does not answer as it should", "error", err)
 	}
 }
 
 // doubt counts a failure and leaves the key to repair.
-func (c *Cache) doubt(key string) {
-	c.errors.Add(1)
+func (c *Cache) doubt(key string, err error) {
+	c.failed(err)
 	c.mu.Lock()
 	c.failures++
 	c.doubtful[key] = c.failures

@@ -34,7 +34,7 @@ const (
 	// maxInFlight bounds the requests under way; one more is dropped, which is an error.
 	maxInFlight = 5000
 	// maxConnections bounds the connections to each target; requests beyond wait for one.
-	maxConnections = 256
+	maxConnections = 1024
 	// maxChecks bounds the checks under way; an answer beyond is not checked.
 	maxChecks      = 64
 	requestTimeout = 10 * time.Second

