@@ -27,6 +27,8 @@ type Mesh struct {
 	Kind string `yaml:"kind" jsonschema:"enum=Mesh"`
 	// Longest time that a sidecar waits for a shard's reply to one command, such as 500ms (the default).
 	OpTimeout time.Duration `yaml:"opTimeout,omitempty" jsonschema:"type=string,pattern=^[0-9]+(ms|s)$,example=500ms"`
+	// Where the shards' nodes are known from. Left out: from this file.
+	Membership Membership `yaml:"membership,omitempty"`
 	// The named sets of shards, and the key prefixes that each of them takes.
 	Pools []PoolSpec `yaml:"pools" jsonschema:"minItems=1"`
 	// The places that have shards of their own. In each, every pool needs at least one shard.
@@ -39,6 +41,8 @@ type PoolSpec struct {
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
 	// How keys are spread over the pool's shards.
 	Hashing Hashing `yaml:"hashing,omitempty"`
+	// How to log in to the pool's nodes; without it, plaintext and no password.
+	Redis *RedisAccess `yaml:"redis,omitempty"`
 	// The key prefixes that this pool takes. The longest prefix wins; "" takes every other key.
 	Routes []Route `yaml:"routes" jsonschema:"minItems=1"`
 }
@@ -78,8 +82,10 @@ const Local Coherence = "local"
 type RegionSpec struct {
 	// Name of the region, such as us-east.
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
-	// The region's shards.
-	Shards []ShardSpec `yaml:"shards" jsonschema:"minItems=1"`
+	// Consul datacenter in which the region's nodes register (default: the region's name).
+	Datacenter string `yaml:"datacenter,omitempty" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
+	// The region's shards. With membership.auto others join them by registration.
+	Shards []ShardSpec `yaml:"shards,omitempty"`
 }
 
 // ShardSpec is a shard as mesh.yaml states it.
@@ -90,8 +96,9 @@ type ShardSpec struct {
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
 	// Share of the keys beside the pool's other shards (default 1).
 	Weight uint32 `yaml:"weight,omitempty" jsonschema:"minimum=1,maximum=1024"`
-	// Addresses (IP:port) of the shard's Redis processes. The first is the primary, the others replicate it.
-	Nodes []string `yaml:"nodes" jsonschema:"minItems=1"`
+	// Addresses (IP:port) of the shard's Redis processes. The first is the primary, the others replicate it. Left out
+	// with membership.consul.
+	Nodes []string `yaml:"nodes,omitempty"`
 }
 
 // Region returns the region of that name.

@@ -17,10 +17,11 @@ type Topology struct {
 
 // Pool is a pool in one region.
 type Pool struct {
-	Name    string  `json:"name"`
-	Hashing Hashing `json:"hashing"`
-	Routes  []Route `json:"routes"`
-	Shards  []Shard `json:"shards"`
+	Name    string       `json:"name"`
+	Hashing Hashing      `json:"hashing"`
+	Redis   *RedisAccess `json:"redis,omitempty"`
+	Routes  []Route      `json:"routes"`
+	Shards  []Shard      `json:"shards"`
 }
 
 // Shard is a logical part of a pool in one region.
@@ -63,7 +64,7 @@ func (m *Mesh) Topology(region string) (Topology, error) {
 	}
 	t := Topology{Region: region, OpTimeout: m.OpTimeout}
 	for _, p := range m.Pools {
-		pool := Pool{Name: p.Name, Hashing: p.Hashing, Routes: p.Routes}
+		pool := Pool{Name: p.Name, Hashing: p.Hashing, Redis: p.Redis, Routes: p.Routes}
 		for _, s := range spec.Shards {
 			if s.Pool != p.Name {
 				continue

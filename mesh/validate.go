@@ -53,6 +53,7 @@ func (m *Mesh) validate() Problems {
 func (v *validation) pool(field string, p PoolSpec) {
 	v.once("pool", p.Name, field+".name", "rename or remove one of them")
 	v.hashing(field+".hashing", p.Hashing)
+	v.access(field+".redis", p.Redis)
 	for i, r := range p.Routes {
 		f := fmt.Sprintf("%s.routes[%d]", field, i)
 		v.once("prefix", r.Prefix, f+".prefix", "a prefix belongs to one route")
