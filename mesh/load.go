@@ -111,6 +111,9 @@ func (m *Mesh) setDefaults() {
 		}
 	}
 	for i := range m.Regions {
+		if r := &m.Regions[i]; r.Datacenter == "" {
+			r.Datacenter = r.Name
+		}
 		for j := range m.Regions[i].Shards {
 			if s := &m.Regions[i].Shards[j]; s.Weight == 0 {
 				s.Weight = 1

@@ -33,3 +33,21 @@ type ConsulTLS struct {
 	// Name in Consul's certificate, if it is not that of the address.
 	ServerName string `yaml:"serverName,omitempty"`
 }
+
+func (v *validation) membership(m Membership) {
+	switch {
+	case m.Consul == nil && m.Auto:
+		v.add("membership.auto", "add membership.consul, or remove this", "nobody registers shards in a file")
+	case m.Consul != nil && m.Consul.TLS != nil && (m.Consul.TLS.CertFile == "") != (m.Consul.TLS.KeyFile == ""):
+		v.add("membership.consul.tls", "give both or none", "certFile and keyFile go together")
+	}
+}
+
+func (v *validation) nodes(field string, s ShardSpec, m Membership) {
+	switch {
+	case m.Consul == nil && len(s.Nodes) == 0:
+		v.add(field, "write the IP:port of the shard's Redis, or let nodes register with membership.consul", "shard %q has no node", s.Name)
+	case m.Consul != nil && len(s.Nodes) > 0:
+		v.add(field, "remove it and register the nodes, or remove membership.consul", "the nodes of shard %q come from Consul", s.Name)
+	}
+}

@@ -51,8 +51,8 @@ func (r Registration) problem() (message, remedy string) {
 	return "", ""
 }
 
-// Check says what is wrong with a registration by itself, before it is held against a mesh.
-func (r Registration) Check() error {
+// Validate says what is wrong with a registration by itself, before it is held against a mesh.
+func (r Registration) Validate() error {
 	if message, remedy := r.problem(); message != "" {
 		return fmt.Errorf("%s: %s", message, remedy)
 	}

@@ -35,6 +35,7 @@ type Shard struct {
 type Node struct {
 	Address string `json:"address"`
 	Role    Role   `json:"role"`
+	Zone    string `json:"zone,omitempty"`
 }
 
 // Role is what a node does for its shard.
@@ -56,7 +57,8 @@ func (s Shard) Primary() (Node, bool) {
 	return Node{}, false
 }
 
-// Topology derives one region's topology from a validated mesh. The shards of a pool keep the file's order.
+// Topology derives one region's topology from a validated mesh. The shards of a pool keep the file's order. Shards whose nodes
+// register elsewhere have none here.
 func (m *Mesh) Topology(region string) (Topology, error) {
 	spec, ok := m.Region(region)
 	if !ok {

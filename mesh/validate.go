@@ -41,11 +41,12 @@ func (m *Mesh) validate() Problems {
 	if m.OpTimeout < minOpTimeout || m.OpTimeout > maxOpTimeout {
 		v.add("opTimeout", "choose from 1ms to 1m", "%s is out of range", m.OpTimeout)
 	}
+	v.membership(m.Membership)
 	for i, p := range m.Pools {
 		v.pool(fmt.Sprintf("pools[%d]", i), p)
 	}
 	for i, r := range m.Regions {
-		v.region(fmt.Sprintf("regions[%d]", i), r, m.Pools)
+		v.region(fmt.Sprintf("regions[%d]", i), r, m)
 	}
 	return v.problems
 }
@@ -69,11 +70,12 @@ func (v *validation) hashing(field string, h Hashing) {
 	}
 }
 
-func (v *validation) region(field string, r RegionSpec, pools []PoolSpec) {
+func (v *validation) region(field string, r RegionSpec, m *Mesh) {
 	v.once("region", r.Name, field+".name", "rename or remove one of them")
+	v.once("datacenter", r.Datacenter, field+".datacenter", "a region has a Consul datacenter of its own")
 	shards := map[string]int{}
 	known := map[string]bool{}
-	for _, p := range pools {
+	for _, p := range m.Pools {
 		known[p.Name] = true
 	}
 	for i, s := range r.Shards {
@@ -83,6 +85,7 @@ func (v *validation) region(field string, r RegionSpec, pools []PoolSpec) {
 			v.add(f+".pool", "name a pool of this file", "there is no pool %q", s.Pool)
 		}
 		v.once("shard of region "+r.Name, s.Name, f+".name", "a shard's name is its place on the ring: rename or remove one of them")
+		v.nodes(f+".nodes", s, m.Membership)
 		for j, address := range s.Nodes {
 			n := fmt.Sprintf("%s.nodes[%d]", f, j)
 			if err := checkAddress(address); err != nil {
@@ -92,8 +95,8 @@ func (v *validation) region(field string, r RegionSpec, pools []PoolSpec) {
 			v.once("address", address, n, "a Redis process belongs to one shard")
 		}
 	}
-	for _, p := range pools {
-		if shards[p.Name] == 0 {
+	for _, p := range m.Pools {
+		if shards[p.Name] == 0 && !m.Membership.Auto {
 			v.add(field, "add a shard with pool: "+p.Name, "pool %q is empty in region %q", p.Name, r.Name)
 		}
 	}
