@@ -22,6 +22,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // MetadataKey is where a node's metadata says what cachemesh needs to know of it.
@@ -38,6 +40,18 @@ type BootstrapConfig struct {
 	XDS      string            // "unix:PATH", relative to Envoy's working directory or absolute, or "host:port"
 	Admin    string            // IP:port, on loopback
 	Metadata map[string]string // under MetadataKey of the node's metadata
+	// TLS of the connection to host:port; nil is plaintext. ServerName is the host of XDS unless it is set.
+	TLS *mesh.TLSFiles
+	// Secrets is where BootstrapSecrets is kept for Envoy; needed with TLS.
+	Secrets string
+}
+
+func (c BootstrapConfig) tlsFiles() mesh.TLSFiles {
+	t := *c.TLS
+	if t.ServerName == "" {
+		t.ServerName, _, _ = net.SplitHostPort(c.XDS)
+	}
+	return t
 }
 
 // Bootstrap is the configuration, as JSON, with which an Envoy starts: who it is and where its xDS comes from.
@@ -52,6 +66,12 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	xds, err := xdsCluster(c.XDS)
 	if err != nil {
 		return nil, err
+	}
+	if c.TLS != nil {
+		xds.TransportSocket = clientTLS(bootstrapSecrets, c.tlsFiles(), &corev3.ConfigSource{
+			ResourceApiVersion:    corev3.ApiVersion_V3,
+			ConfigSourceSpecifier: &corev3.ConfigSource_PathConfigSource{PathConfigSource: &corev3.PathConfigSource{Path: c.Secrets}},
+		})
 	}
 	overload, err := overloadManager()
 	if err != nil {
@@ -186,7 +206,10 @@ func stringStruct(m map[string]string) *structpb.Struct {
 
 // deterministicJSON is protojson without its random spaces.
 func deterministicJSON(b *bootstrapv3.Bootstrap) ([]byte, error) {
-	data, err := protojson.Marshal(b)
+	return indent(protojson.Marshal(b))
+}
+
+func indent(data []byte, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -57,6 +57,7 @@ func cluster(p mesh.Pool, name, statName string) *clusterv3.Cluster {
 			HashFunction:    clusterv3.Cluster_RingHashLbConfig_XX_HASH,
 		}}
 	}
+	logIn(c, p)
 	return c
 }
 

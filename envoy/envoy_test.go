@@ -108,7 +108,7 @@ func dump(t *testing.T, r *Resources) []byte {
 		return out
 	}
 	data, err := json.MarshalIndent(map[string]any{
-		"version": r.Version, "clusters": show(r.Clusters), "endpoints": show(r.Endpoints), "listeners": show(r.Listeners),
+		"version": r.Version, "clusters": show(r.Clusters), "endpoints": show(r.Endpoints), "secrets": show(r.Secrets), "listeners": show(r.Listeners),
 	}, "", "  ")
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 const (
 	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	EndpointType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	SecretType   = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 )
 
@@ -35,15 +36,18 @@ type Resources struct {
 	Version   string // hash of all names and versions
 	Clusters  []*discovery.Resource
 	Endpoints []*discovery.Resource // one for each cluster, under its name
+	Secrets   []*discovery.Resource // those that clusters with TLS refer to: paths of files, and nothing that is in them
 	Listeners []*discovery.Resource // without addresses: see PlaceListeners
 	// Names lists, for each listener, the clusters that its routes name.
 	Names map[string][]string
+	// SecretNames lists, for each cluster with TLS, the secrets that it refers to.
+	SecretNames map[string][]string
 }
 
 // Build makes the resources of a topology. It fails on what Envoy would refuse, or accept and then
 // fail requests over: see Consistent.
 func Build(t mesh.Topology) (*Resources, error) {
-	r := &Resources{Names: map[string][]string{}}
+	r := &Resources{Names: map[string][]string{}, SecretNames: map[string][]string{}}
 	var errs []error
 	add := func(to *[]*discovery.Resource, name string, m validated) {
 		resource, err := newResource(name, m)
@@ -54,8 +58,14 @@ func Build(t mesh.Topology) (*Resources, error) {
 		if _, err := Ring(p); err != nil {
 			errs = append(errs, fmt.Errorf("pool %q: %w", p.Name, err))
 		}
+		var names []string
+		for _, s := range secrets(p) {
+			add(&r.Secrets, s.Name, s)
+			names = append(names, s.Name)
+		}
 		for _, c := range clusters(p) {
 			add(&r.Clusters, c.Name, c)
+			r.SecretNames[c.Name] = names
 		}
 		for _, e := range endpoints(t.Region, p) {
 			add(&r.Endpoints, e.ClusterName, e)
@@ -106,6 +116,8 @@ func (r *Resources) ByType(typeURL string) []*discovery.Resource {
 		return r.Clusters
 	case EndpointType:
 		return r.Endpoints
+	case SecretType:
+		return r.Secrets
 	case ListenerType:
 		return r.Listeners
 	}
@@ -115,7 +127,7 @@ func (r *Resources) ByType(typeURL string) []*discovery.Resource {
 // seal sorts the resources and computes the version of the whole.
 func (r *Resources) seal() {
 	h := sha256.New()
-	for _, resources := range [][]*discovery.Resource{r.Clusters, r.Endpoints, r.Listeners} {
+	for _, resources := range [][]*discovery.Resource{r.Clusters, r.Endpoints, r.Secrets, r.Listeners} {
 		slices.SortFunc(resources, func(a, b *discovery.Resource) int { return cmp.Compare(a.Name, b.Name) })
 		for _, resource := range resources {
 			fmt.Fprintf(h, "%s\x00%s\x00", resource.Name, resource.Version)
@@ -144,6 +156,15 @@ func newResource(name string, m validated) (*discovery.Resource, error) {
 func contentHash(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])
+}
+
+// pack wraps a message of ours, which always marshals, and always into the same bytes.
+func pack(m proto.Message) *anypb.Any {
+	packed := new(anypb.Any)
+	if err := anypb.MarshalFrom(packed, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		panic(err)
+	}
+	return packed
 }
 
 func nameSet(resources []*discovery.Resource) map[string]bool {

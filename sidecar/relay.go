@@ -78,7 +78,7 @@ func newRelay(c Config, saved resources, restarts func() int, options ...grpc.Di
 	return &relay{
 		planes: newControlPlanes(c.ControlPlanes, options...), addresses: c.Addresses, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
-		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.ListenerType: 0},
+		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}
 }
 

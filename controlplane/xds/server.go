@@ -1,7 +1,7 @@
 // Package xds serves one region's resources to its Envoys over ADS, incremental and state of the world.
 //
 // Pushes are staged for each stream by what it has acknowledged: a listener is sent once all clusters that it
-// routes to are acknowledged with their endpoints, and a cluster is removed only when no listener that the
+// routes to are acknowledged with their endpoints and secrets, and a cluster is removed only when no listener that the
 // stream has can name it any more. What a stream rejects is kept for status and not sent again unchanged.
 // Streams that need the same resources share them, marshalled once.
 //
@@ -25,7 +25,7 @@ import (
 )
 
 // types are served in this order whenever a stream could be sent several.
-var types = []string{envoy.ClusterType, envoy.EndpointType, envoy.ListenerType}
+var types = []string{envoy.ClusterType, envoy.EndpointType, envoy.SecretType, envoy.ListenerType}
 
 // Config is what a Server needs to know.
 type Config struct {

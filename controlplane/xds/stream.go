@@ -276,6 +276,11 @@ func (st *stream) ready(listener string) bool {
 		if want == nil || got == nil || got.Version != want.Version || st.has[envoy.EndpointType][cluster] == nil {
 			return false
 		}
+		for _, secret := range st.target.SecretNames[cluster] {
+			if st.has[envoy.SecretType][secret] == nil {
+				return false
+			}
+		}
 	}
 	return true
 }
@@ -312,8 +317,8 @@ func (st *stream) due(typeURL string, sub cache.Subscription, now time.Time, rem
 		}
 		send = append(send, r)
 	}
-	// Endpoints go with their cluster: Envoy stops asking for them itself.
-	if typeURL == envoy.EndpointType || typeURL == envoy.ClusterType && !st.removable(now, removeAfter) {
+	// Endpoints and secrets go with their cluster: Envoy stops asking for them itself.
+	if typeURL == envoy.EndpointType || typeURL == envoy.SecretType || typeURL == envoy.ClusterType && !st.removable(now, removeAfter) {
 		return send, nil
 	}
 	for name := range known {
