@@ -89,16 +89,19 @@ func (d *Demo) prepare() error {
 	return d.layout.writeMesh()
 }
 
-// checkPorts names the first address that somebody listens on.
+// checkPorts names the first address that somebody listens on, or one that nobody can listen on.
 func checkPorts(addresses map[string]string) error {
 	var taken []string
 	for address, who := range addresses {
 		l, err := net.Listen("tcp", address)
-		if err != nil {
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
 			taken = append(taken, fmt.Sprintf("%s (for %s)", address, who))
-			continue
+		case err != nil:
+			return fmt.Errorf("%s (for %s): %w: choose another --port-offset", address, who, err)
+		default:
+			l.Close()
 		}
-		l.Close()
 	}
 	if len(taken) == 0 {
 		return nil
