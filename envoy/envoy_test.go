@@ -199,11 +199,12 @@ func TestConsistentFindsDanglingNames(t *testing.T) {
 	}
 }
 
-func TestAddressesStayOnLoopback(t *testing.T) {
+func TestAddressesAreOnLoopbackAndDiffer(t *testing.T) {
 	for want, a := range map[string]Addresses{
-		"not on loopback": {Redis: "0.0.0.0:6379", RedisRESP3: "127.0.0.1:6380"},
-		"has no address":  {Redis: "127.0.0.1:6379"},
-		"is not IP:port":  {Redis: "localhost:6379", RedisRESP3: "127.0.0.1:6380"},
+		"not on loopback":   {Redis: "0.0.0.0:6379", RedisRESP3: "127.0.0.1:6380"},
+		"has no address":    {Redis: "127.0.0.1:6379"},
+		"is not IP:port":    {Redis: "localhost:6379", RedisRESP3: "127.0.0.1:6380"},
+		"give each its own": {Redis: "127.0.0.1:6379", RedisRESP3: "127.0.0.1:6379"},
 	} {
 		if err := a.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: error %v, want %q", a, err, want)

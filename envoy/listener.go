@@ -46,7 +46,7 @@ func (a Addresses) of(listener string) (tcp, socket string) {
 	return a.Redis, a.Socket
 }
 
-// Validate refuses an address that is not on loopback, and a listener that has none.
+// Validate refuses an address that is not on loopback, a listener that has none, and an address that both listeners have.
 func (a Addresses) Validate() error {
 	for _, name := range []string{RedisListener, RedisRESP3Listener} {
 		tcp, socket := a.of(name)
@@ -62,6 +62,11 @@ func (a Addresses) Validate() error {
 		}
 		if !at.Addr().IsLoopback() {
 			return fmt.Errorf("listener %s: %q is not on loopback: whoever reaches a sidecar's Redis port owns its keys, so use 127.0.0.1, ::1 or a Unix socket", name, tcp)
+		}
+	}
+	for _, pair := range [][2]string{{a.Redis, a.RedisRESP3}, {a.Socket, a.SocketRESP3}} {
+		if pair[0] != "" && pair[0] == pair[1] {
+			return fmt.Errorf("the listeners %s and %s are both at %s: RESP2 and RESP3 exclude each other, so give each its own", RedisListener, RedisRESP3Listener, pair[0])
 		}
 	}
 	return nil
