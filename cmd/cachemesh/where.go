@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -96,6 +97,9 @@ func whereTopology(cmd *cobra.Command, from meshFlags, file, region string) (mes
 	}
 	if region == "" {
 		region = m.Regions[0].Name
+	}
+	if _, known := m.Region(region); !known {
+		return mesh.Topology{}, usage("there is no region %q: the mesh has %s", region, strings.Join(m.RegionNames(), ", "))
 	}
 	return m.Topology(region)
 }
