@@ -153,7 +153,7 @@ func xdsCluster(target string) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	const name = "xds"
+	const name = "cachemesh.xds" // with a dot, so that no pool can have it: Envoy would ignore the pool's cluster
 	return &clusterv3.Cluster{
 		Name:                 name,
 		ConnectTimeout:       durationpb.New(time.Second),
