@@ -15,16 +15,24 @@ help: ## list the targets
 tools: ## install what is needed: Debian packages and, into .tools, Envoy
 	@tools/install
 
+.PHONY: consul
+consul: ## build the Consul server into .tools: minutes once, then nothing
+	@tools/install-consul
+
+.PHONY: clients
+clients: tools ## install the Redis clients that the tests run, into .tools
+	@tools/install-clients
+
 .PHONY: build
 build: ## build bin/cachemesh and bin/twitter
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cachemesh ./examples/twitter
 
 .PHONY: demo
-demo: tools build ## run two regions under load; ARGS="--for 60s" and so on
+demo: tools build $(if $(findstring consul,$(ARGS)),consul) ## run two regions under load; ARGS="--for 60s" and so on
 	@bin/cachemesh demo $(ARGS)
 
 .PHONY: test
-test: tools check race ## all checks and all tests, with the race detector
+test: tools consul clients check race ## all checks and all tests, with the race detector
 
 .PHONY: check
 check: ## formatting, vet, staticcheck
@@ -34,7 +42,7 @@ check: ## formatting, vet, staticcheck
 	@$(LINT) staticcheck ./...
 
 .PHONY: race
-race: tools ## the tests, with the race detector
+race: tools consul clients ## the tests, with the race detector
 	@go test -race $(TESTFLAGS) ./...
 
 .PHONY: golden

@@ -15,6 +15,7 @@ type Registration struct {
 	Shard   string `json:"shard"`
 	Zone    string `json:"zone,omitempty"`
 	Address string `json:"address"`         // IP:port of the Redis
+	Agent   string `json:"agent,omitempty"` // where it is registered, such as a Consul node
 	Check   string `json:"check,omitempty"` // what the catalogue's own check says: passing, warning or critical
 }
 
