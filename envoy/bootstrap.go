@@ -106,7 +106,7 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 				}},
 			},
 		},
-		StatsConfig:     statsConfig(),
+		StatsConfig:     statsConfig(c),
 		OverloadManager: overload,
 	}
 	if err := b.ValidateAll(); err != nil {
@@ -170,15 +170,21 @@ func xdsCluster(target string) (*clusterv3.Cluster, error) {
 	}, nil
 }
 
-// statsConfig makes pool and use labels of the clusters' statistics. The shard is the label endpoint_hostname
-// of the statistics of each endpoint.
-func statsConfig() *metricsv3.StatsConfig {
+// statsConfig says of every statistic which sidecar it is of, and makes pool, use and command labels where they are part
+// of a name. The shard is the label endpoint_hostname of the statistics of each endpoint.
+func statsConfig(c BootstrapConfig) *metricsv3.StatsConfig {
 	tag := func(name, regex string) *metricsv3.TagSpecifier {
 		return &metricsv3.TagSpecifier{TagName: name, TagValue: &metricsv3.TagSpecifier_Regex{Regex: regex}}
 	}
+	fixed := func(name, value string) *metricsv3.TagSpecifier {
+		return &metricsv3.TagSpecifier{TagName: name, TagValue: &metricsv3.TagSpecifier_FixedValue{FixedValue: value}}
+	}
 	return &metricsv3.StatsConfig{StatsTags: []*metricsv3.TagSpecifier{
-		tag("pool", `^cluster\.(([a-z0-9-]+)\.)(?:direct|writes)\.`),
+		fixed("region", c.Region),
+		fixed("sidecar", c.ID),
+		tag("pool", `^cluster\.(([a-z0-9-]+)\.)(?:direct|writes|redis_cluster)\.`),
 		tag("use", `^cluster\.[a-z0-9-]+\.((direct|writes)\.)`),
+		tag("command", `^redis\.[a-z0-9-]+\.command\.((\w+)\.)`),
 	}}
 }
 

@@ -83,6 +83,7 @@ func listeners(t mesh.Topology) []*listenerv3.Listener {
 func listener(name string, protocol redisv3.RedisProxy_ProtocolVersion, t mesh.Topology) *listenerv3.Listener {
 	proxy := &redisv3.RedisProxy{
 		StatPrefix:      name,
+		LatencyInMicros: true, // in milliseconds, most would be in the first bucket
 		ProtocolVersion: protocol,
 		Settings: &redisv3.RedisProxy_ConnPoolSettings{
 			OpTimeout:         durationpb.New(t.OpTimeout),
