@@ -11,7 +11,9 @@ const (
 	oneTag    = "keys that share one {hash tag} and one route"
 	onePerKey = "Run it for each primary that `cachemesh status` shows, on the node itself."
 	byScript  = "EVAL with a script that calls it, over " + oneTag + "."
-	toTheNode = "Run it on the node itself; `cachemesh status` names the nodes of every shard."
+	// What has no key goes the way of the empty key.
+	askedOfOne = "One shard is asked, of the pool that takes every other key (prefix \"\"): without such a route, or while that shard does not answer, it is an error."
+	toTheNode  = "Run it on the node itself; `cachemesh status` names the nodes of every shard."
 )
 
 var groups = []group{
@@ -74,7 +76,7 @@ var groups = []group{
 				": others it misses when reading and misplaces when writing, without an error. With no key, the first " +
 				"argument decides; with neither, it is an error. Each shard knows only the scripts that were run on it, " +
 				"and a promoted one may know none: after NOSCRIPT, run EVAL.",
-			Instead: "A client's script helper that falls back from EVALSHA to EVAL."}},
+			Instead: "A client's script helper that falls back from EVALSHA to EVAL: those of go-redis, rueidis and ioredis do, redis-py's does not."}},
 	{"xpending",
 		Command{Verdict: VerdictCareful, Kind: KindRead,
 			Why:     "Works, but Envoy knows neither XGROUP nor XREADGROUP, so a consumer group lives outside the mesh.",
@@ -100,8 +102,14 @@ var groups = []group{
 	{"cluster",
 		Command{Verdict: VerdictCareful, Kind: KindOneShard,
 			Why: "The shards are no Redis Cluster and say so: \"ERR This instance has cluster support disabled\". " +
-				"Clients that probe for a cluster rightly take the mesh for one Redis.",
-			Instead: "A client in its standalone mode; `cachemesh status` for the shards."}},
+				"Clients that probe for a cluster rightly take the mesh for one Redis. " + askedOfOne,
+			Instead: "A client in its standalone mode (rueidis: ForceSingleClient: true, which asks nothing); `cachemesh status` for the shards."}},
+	{"info",
+		Command{Verdict: VerdictCareful, Kind: KindOneShard,
+			Why: "Tells of one shard, always the same, in a selection of fields, and looks as if that were all; redis_mode says cluster, which it is not. " +
+				"Allowed because ioredis asks it whenever it connects and would not connect without an answer. " + askedOfOne,
+			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node. For ioredis, enableReadyCheck: false: " +
+				"it then connects whatever the state of that shard."}},
 
 	// Answered by Envoy.
 	{"echo time quit",
@@ -174,13 +182,17 @@ var groups = []group{
 			Instead: onePerKey}},
 	{"script",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
-			Why:     "SCRIPT LOAD reaches one shard, and EVALSHA then fails on the others; SCRIPT FLUSH takes the scripts of all applications.",
-			Instead: "EVALSHA, and EVAL after NOSCRIPT: EVAL loads the script where its keys are. Clients' script helpers do so."}},
-	{"info info.shard role slowlog",
+			Why: "SCRIPT LOAD reaches one shard, and EVALSHA then fails on the others; SCRIPT FLUSH takes the scripts of all applications.",
+			Instead: "EVALSHA, and EVAL after NOSCRIPT: EVAL loads the script where its keys are. Clients' script helpers do so, " +
+				"but for redis-py's register_script, which runs SCRIPT LOAD: call evalsha and eval there."}},
+	{"role slowlog",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
-			Why: "Tells of one shard and looks as if it were all.",
-			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node; or the command on such a node itself." +
-				" A client that asks INFO when it connects needs that switched off (ioredis: enableReadyCheck: false)."}},
+			Why:     "Tells of one shard and looks as if it were all.",
+			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node; or the command on such a node itself."}},
+	{"info.shard",
+		Command{Verdict: VerdictRefused, Kind: KindOneShard,
+			Why:     "Envoy's INFO of the shard with a number, but it finds one shard only, number 0.",
+			Instead: "`cachemesh status`, or INFO on the node itself."}},
 	{"select",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
 			Why:     "Clients share connections to the shards, so it would move other clients to the database too, on one shard.",

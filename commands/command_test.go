@@ -34,7 +34,7 @@ func TestCatalogue(t *testing.T) {
 // TestRefusedNames holds the least that must be refused: each of these harms others or answers for one shard as if for all.
 func TestRefusedNames(t *testing.T) {
 	refused := commands.Refused()
-	for _, name := range strings.Fields("select flushall flushdb keys scan randomkey config script info watch multi exec discard") {
+	for _, name := range strings.Fields("select flushall flushdb keys scan randomkey config script role watch multi exec discard") {
 		if !slices.Contains(refused, name) {
 			t.Errorf("%s is not refused", name)
 		}

@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -255,5 +256,49 @@ func TestErrors(t *testing.T) {
 
 	if meaning, ok := commands.ExplainError("WRONGTYPE Operation against a key holding the wrong kind of value"); ok {
 		t.Errorf("an error of the application's own is explained as the mesh's: %s", meaning)
+	}
+}
+
+// TestInfoTellsOfOneShard holds what the catalogue says of INFO and, in part, of CLUSTER.
+func TestInfoTellsOfOneShard(t *testing.T) {
+	m := startMesh(t)
+	m.flush(t)
+	keyspace := func(keys int) string { return fmt.Sprintf("# Keyspace\r\ndb0:keys=%d,expires=0,avg_ttl=0\r\n", keys) }
+	set := func(key string) {
+		if answer := dial(t, m.open).do("set", m.keys.Replace(key), "v"); answer != "OK" {
+			t.Fatal(answer)
+		}
+	}
+	set("A")
+	set("B")
+	resp3 := dial(t, m.resp3)
+	resp3.do("hello", "3")
+	for name, client := range map[string]*connection{"RESP2": dial(t, m.refusing), "RESP3": resp3} {
+		for range 3 {
+			if got := client.do("info", "keyspace"); got != keyspace(1) {
+				t.Errorf("%s, a key on each of two shards: %q", name, got)
+			}
+		}
+		if got := client.do("info"); !strings.Contains(got, "redis_mode:cluster") {
+			t.Errorf("%s: %q does not say redis_mode:cluster", name, got)
+		}
+	}
+	for _, command := range [][]string{{"info"}, {"cluster", "info"}} {
+		if got := dial(t, m.narrow).do(command...); got != "-no upstream host" {
+			t.Errorf("%q without a route for every other key: %q", command, got)
+		}
+	}
+
+	set("A2")
+	asked, other := 0, "B"
+	if dial(t, m.open).do("info", "keyspace") == keyspace(1) {
+		asked, other = 1, "A"
+	}
+	m.processes[asked].Kill()
+	if got := dial(t, m.open).do("info"); got != "-upstream failure" {
+		t.Errorf("its shard is dead, and it answers %q", got)
+	}
+	if got := dial(t, m.open).do("get", m.keys.Replace(other)); got != "v" {
+		t.Errorf("a key of the other shard: %q", got)
 	}
 }

@@ -16,7 +16,8 @@ var meanings = []struct{ text, meaning string }{
 	{"no upstream host",
 		"No shard takes this key. Either no route has a prefix that the key begins with, or the key begins with " +
 			"`cachemesh:`, which the mesh keeps for itself, or the route's pool has no shard. " +
-			"`cachemesh where KEY` says which; a route with prefix \"\" takes every other key."},
+			"`cachemesh where KEY` says which; a route with prefix \"\" takes every other key. " +
+			"INFO and CLUSTER, which have no key, need such a route."},
 	{"upstream failure",
 		"The key's shard did not answer within op_timeout, or the connection to it broke. It is not known whether a write took " +
 			"effect. `cachemesh where KEY` names the shard and `cachemesh status` shows its state; try again, as during a failover."},
@@ -50,7 +51,7 @@ var meanings = []struct{ text, meaning string }{
 		"The shards are no Redis Cluster. Use the client's standalone mode; the mesh finds the shard of each key."},
 	{"NOSCRIPT",
 		"The key's shard does not know this script: each shard knows only those that were run on it, and a promoted one may know none. " +
-			"Run EVAL, which loads it; clients' script helpers do so by themselves."},
+			"Run EVAL, which loads it; most clients' script helpers do so by themselves."},
 	{"MASTERDOWN",
 		"The shard's node has no primary yet: it has just started, or a failover is under way. `cachemesh status` shows it; try again."},
 	{"READONLY",
