@@ -27,8 +27,9 @@ var allowed = map[string][]string{
 	"controlplane/xds":          {"envoy"},
 	"controlplane":              {"consul", "controlplane/xds", "envoy", "mesh"},
 	"sidecar":                   {"certs", "envoy", "process"},
+	"inject":                    {},
 	"demo":                      {"consul", "mesh", "process"},
-	"cmd/cachemesh":             {"certs", "commands", "consul", "controlplane", "controlplane/xds", "demo", "envoy", "mesh", "process", "ring", "sidecar"},
+	"cmd/cachemesh":             {"certs", "commands", "consul", "controlplane", "controlplane/xds", "demo", "envoy", "inject", "mesh", "process", "ring", "sidecar"},
 	"examples/twitter":          {"examples/twitter/app", "examples/twitter/load", "examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/app":      {"examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/load":     {"examples/twitter/app", "examples/twitter/store", "examples/twitter/workload"},
@@ -46,7 +47,7 @@ var only = map[string][]string{
 	"github.com/hashicorp/consul/api":                          {"consul"},
 	"github.com/fsnotify/fsnotify":                             {"controlplane"},
 	"github.com/spiffe/go-spiffe/":                             {"certs"},
-	"github.com/goccy/go-yaml":                                 {"mesh", "demo", "cmd/cachemesh"},
+	"github.com/goccy/go-yaml":                                 {"mesh", "demo", "cmd/cachemesh", "inject"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {

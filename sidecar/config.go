@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/envoy"
 )
 
@@ -23,11 +24,15 @@ type Config struct {
 	Dir string
 	// ControlPlanes are host:port of the region's control planes. Any one of them is enough.
 	ControlPlanes []string
+	// TLS of the connections to them; the zero value is plaintext. Its files are read at each connection.
+	TLS           certs.Files
+	TLSServerName string // name in the control planes' certificate; "" is the host of each of ControlPlanes
 	// Addresses are where applications reach Redis; socket paths are relative to Dir.
 	Addresses envoy.Addresses
 	Admin     string // host:port of Envoy's admin interface
-	Metrics   string // host:port of the agent's HTTP server
-	Envoy     string // path of the Envoy program
+	// Metrics is IP:port of the agent's HTTP server. It may be reachable from other hosts: it only reads, and shows no secret.
+	Metrics string
+	Envoy   string // path of the Envoy program
 	// Concurrency is the number of Envoy's worker threads; 0 is 1.
 	Concurrency int
 	// DrainTimeout bounds how long a stopping sidecar waits for its clients; 0 is 5 s.
@@ -90,14 +95,17 @@ func (c Config) validate() error {
 			return fmt.Errorf("control planes: %w", err)
 		}
 	}
+	if c.TLSServerName != "" && c.TLS == (certs.Files{}) {
+		return errors.New("a TLS server name without TLS: name the authority of the control planes' certificates")
+	}
 	if err := c.Addresses.Validate(); err != nil {
 		return fmt.Errorf("addresses: %w", err)
 	}
 	if err := loopback(c.Admin); err != nil {
 		return fmt.Errorf("admin: %w", err)
 	}
-	if err := loopback(c.Metrics); err != nil {
-		return fmt.Errorf("metrics: %w", err)
+	if at, err := netip.ParseAddrPort(c.Metrics); err != nil || at.Port() == 0 {
+		return fmt.Errorf("metrics: %q is not IP:port: use 127.0.0.1:PORT, or 0.0.0.0:PORT for a Prometheus on another host", c.Metrics)
 	}
 	for _, path := range c.sockets() {
 		if len(path) > maxSocketPath {

@@ -3,7 +3,7 @@
 // keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers.
 //
 // It is never on the way of a request, never ends a process that it cannot prove to be its own, and never listens
-// beyond loopback. cmd/cachemesh calls it.
+// beyond loopback but for its metrics. cmd/cachemesh calls it.
 //
 // Config.Dir holds
 //
@@ -28,7 +28,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cachemesh/cachemesh/certs"
 )
 
 const resourcesFile = "resources.pb"
@@ -88,7 +89,13 @@ func newAgent(c Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := newRelay(c, saved, s.restartCount, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	var source *certs.Source
+	if c.TLS != (certs.Files{}) {
+		if source, err = certs.Open(c.TLS, c.Logger); err != nil {
+			return nil, fmt.Errorf("TLS: %w", err)
+		}
+	}
+	r := newRelay(c, saved, s.restartCount, source)
 	return &agent{config: c, supervisor: s, relay: r}, nil
 }
 

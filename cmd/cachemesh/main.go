@@ -81,11 +81,11 @@ func newRoot() *cobra.Command {
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{newStatus(), newWhere(), newExplain(), newCheck(), newValidate(), newSchema(), newCert()} {
+	for _, c := range []*cobra.Command{newStatus(), newWhere(), newExplain(), newCheck(), newValidate(), newSchema(), newCert(), newInject()} {
 		c.GroupID = "operate"
 		root.AddCommand(c)
 	}
-	root.AddCommand(newVersion())
+	root.AddCommand(newHealth(), newVersion())
 	return root
 }
 

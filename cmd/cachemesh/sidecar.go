@@ -60,17 +60,24 @@ control plane answers, the last acknowledged routes serve from --dir.`,
 	f.StringVar(&c.Zone, "zone", "", "zone that this host is in")
 	f.StringVar(&c.Dir, "dir", filepath.Join(os.TempDir(), "cachemesh"), "folder for sockets, logs and the last acknowledged routes")
 	f.StringSliceVar(&c.ControlPlanes, "controlplane", nil, "HOST:PORT of the region's control planes, the preferred one first")
+	f.StringVar(&c.TLS.CA, "tls-ca", "", "PEM file with the authority of the control planes' certificates; without the --tls flags, connections are plaintext")
+	f.StringVar(&c.TLS.Cert, "tls-cert", "", "PEM file with this sidecar's certificate; reread at each connection, like the others")
+	f.StringVar(&c.TLS.Key, "tls-key", "", "PEM file with its key")
+	f.StringVar(&c.TLSServerName, "tls-server-name", "", "name in the control planes' certificate (default: the HOST of --controlplane)")
 	f.StringVar(&c.Addresses.Redis, "redis", c.Addresses.Redis, "loopback IP:port for clients that speak RESP2")
 	f.StringVar(&c.Addresses.RedisRESP3, "redis-resp3", c.Addresses.RedisRESP3, "loopback IP:port for clients that speak RESP3")
 	f.StringVar(&c.Addresses.Socket, "redis-socket", "redis.sock", "Unix socket for RESP2, relative to --dir; empty for none")
 	f.StringVar(&c.Addresses.SocketRESP3, "redis-resp3-socket", "redis-resp3.sock", "Unix socket for RESP3, relative to --dir; empty for none")
 	f.StringVar(&c.Admin, "admin", "127.0.0.1:9901", "loopback IP:port of Envoy's admin pages")
-	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:9902", "loopback IP:port of metrics and health")
+	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:9902", "IP:port of metrics and health, which only read: 0.0.0.0:9902 for a Prometheus on another host")
 	f.StringVar(&c.Envoy, "envoy", "", "the Envoy program (default: in the tools folder, or on PATH)")
 	f.IntVar(&c.Concurrency, "concurrency", 1, "Envoy's worker threads; each has connections of its own to every shard")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 0, "how long a stopping sidecar waits for its clients (default 5s)")
 	cmd.MarkFlagDirname("dir")
 	cmd.MarkFlagFilename("envoy")
+	for _, flag := range []string{"tls-ca", "tls-cert", "tls-key"} {
+		cmd.MarkFlagFilename(flag, "pem", "crt", "key")
+	}
 	logs.register(cmd)
 	return cmd
 }
