@@ -58,7 +58,7 @@ func TestRunServesAWatchedFile(t *testing.T) {
 		t.Errorf("alerts %+v, want one of the file", s.Alerts)
 	}
 	metrics, _ := fetch(base + "/metrics")
-	for _, want := range []string{"cachemesh_controlplane_config_valid 0", `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`} {
+	for _, want := range []string{`cachemesh_controlplane_config_valid{region="home"} 0`, `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`} {
 		if !strings.Contains(string(metrics), want) {
 			t.Errorf("/metrics lacks %s", want)
 		}

@@ -5,9 +5,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/cachemesh/cachemesh/controlplane/xds"
+	"github.com/cachemesh/cachemesh/envoy"
 )
 
-// metrics are the control plane's own, in base units.
+// metrics are the control plane's own, in base units, each with its region.
 type metrics struct {
 	registry *prometheus.Registry
 	valid    prometheus.Gauge
@@ -38,8 +39,18 @@ func newMetrics(c *ControlPlane) *metrics {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "cachemesh_build_info", Help: "Always 1.",
 		ConstLabels: prometheus.Labels{"version": c.config.Version, "component": "controlplane"}})
 	info.Set(1)
-	m.registry.MustRegister(m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c},
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// A counter that starts with its first event hides that event from rate().
+	for _, result := range []string{"applied", "refused"} {
+		m.applied.WithLabelValues(result)
+	}
+	for _, t := range []string{envoy.ClusterType, envoy.EndpointType, envoy.SecretType, envoy.ListenerType} {
+		m.nacks.WithLabelValues(xds.ShortType(t))
+		m.count.WithLabelValues(xds.ShortType(t))
+		m.bytes.WithLabelValues(xds.ShortType(t))
+	}
+	prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(
+		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c})
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -64,8 +75,8 @@ func (m *metrics) sent(typeURL string, resources, bytes int) {
 type meshCollector struct{ c *ControlPlane }
 
 var (
-	nodeLabels  = []string{"region", "pool", "shard", "node", "role"}
-	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars that are connected or were lately, by state.", []string{"region", "state"}, nil)
+	nodeLabels  = []string{"pool", "shard", "node", "role"}
+	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars that are connected or were lately, by state.", []string{"state"}, nil)
 	nodeDescs   = []struct {
 		desc  *prometheus.Desc
 		kind  prometheus.ValueType
@@ -77,13 +88,21 @@ var (
 			}
 			return 0
 		}},
+		{nodeDesc("cachemesh_shard_role_mismatch", "1 if the node says that it is a primary where the mesh has a replica, or the other way round."), prometheus.GaugeValue, func(s NodeStatus) float64 {
+			if s.ReportedRole != s.Role {
+				return 1
+			}
+			return 0
+		}},
 		{nodeDesc("cachemesh_shard_keys", "Keys on the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Keys) }},
 		{nodeDesc("cachemesh_shard_memory_bytes", "Memory that the node's data takes."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryBytes) }},
+		{nodeDesc("cachemesh_shard_memory_limit_bytes", "Memory at which the node evicts or refuses; 0 is no limit."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryLimitBytes) }},
 		{nodeDesc("cachemesh_shard_clients", "Connections to the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Clients) }},
 		{nodeDesc("cachemesh_shard_commands_total", "Commands that the node has run."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Commands) }},
 		{nodeDesc("cachemesh_shard_hits_total", "Look-ups that found their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Hits) }},
 		{nodeDesc("cachemesh_shard_misses_total", "Look-ups that did not find their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Misses) }},
 		{nodeDesc("cachemesh_shard_evictions_total", "Keys that the node evicted for want of memory."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Evictions) }},
+		{nodeDesc("cachemesh_shard_expirations_total", "Keys whose time to live ended."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Expirations) }},
 	}
 )
 
@@ -99,13 +118,12 @@ func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
-	region := m.c.config.Region
 	states := map[xds.State]int{xds.Synced: 0, xds.Stale: 0, xds.Rejected: 0}
 	for _, n := range m.c.xds.Nodes() {
 		states[n.State]++
 	}
 	for state, count := range states {
-		ch <- prometheus.MustNewConstMetric(sidecarDesc, prometheus.GaugeValue, float64(count), region, string(state))
+		ch <- prometheus.MustNewConstMetric(sidecarDesc, prometheus.GaugeValue, float64(count), string(state))
 	}
 	v := m.c.view.Load()
 	if v == nil {
@@ -119,7 +137,7 @@ func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
 					if !s.Up && i > 0 {
 						break // a node that does not answer has no figures
 					}
-					ch <- prometheus.MustNewConstMetric(d.desc, d.kind, d.value(s), region, pool.Name, shard.Name, node.Address, string(node.Role))
+					ch <- prometheus.MustNewConstMetric(d.desc, d.kind, d.value(s), pool.Name, shard.Name, node.Address, string(node.Role))
 				}
 			}
 		}

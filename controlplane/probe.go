@@ -21,20 +21,22 @@ const (
 
 // NodeStatus is what a probe saw of a node.
 type NodeStatus struct {
-	Address       string   `json:"address"`
-	Role          string   `json:"role"` // what the topology says
-	Up            bool     `json:"up"`
-	Error         string   `json:"error,omitempty"`
-	ReportedRole  string   `json:"reported_role,omitempty"` // what the node says
-	Keys          int64    `json:"keys"`
-	MemoryBytes   int64    `json:"memory_bytes"`
-	OpsPerSecond  int64    `json:"ops_per_second"`
-	Clients       int64    `json:"clients"`
-	Commands      int64    `json:"commands"`
-	Hits          int64    `json:"hits"`
-	Misses        int64    `json:"misses"`
-	Evictions     int64    `json:"evictions"`
-	RecentHitRate *float64 `json:"recent_hit_rate"` // over the last minute; null without look-ups
+	Address          string   `json:"address"`
+	Role             string   `json:"role"` // what the topology says
+	Up               bool     `json:"up"`
+	Error            string   `json:"error,omitempty"`
+	ReportedRole     string   `json:"reported_role,omitempty"` // what the node says
+	Keys             int64    `json:"keys"`
+	MemoryBytes      int64    `json:"memory_bytes"`
+	MemoryLimitBytes int64    `json:"memory_limit_bytes"` // 0 is none
+	OpsPerSecond     int64    `json:"ops_per_second"`
+	Clients          int64    `json:"clients"`
+	Commands         int64    `json:"commands"`
+	Hits             int64    `json:"hits"`
+	Misses           int64    `json:"misses"`
+	Evictions        int64    `json:"evictions"`
+	Expirations      int64    `json:"expirations"`
+	RecentHitRate    *float64 `json:"recent_hit_rate"` // over the last minute; null without look-ups
 }
 
 type sample struct {
@@ -127,11 +129,13 @@ func (p *prober) probe(ctx context.Context, n mesh.Node) NodeStatus {
 		s.ReportedRole = string(mesh.Primary)
 	}
 	s.MemoryBytes = number("Memory", "used_memory")
+	s.MemoryLimitBytes = number("Memory", "maxmemory")
 	s.OpsPerSecond = number("Stats", "instantaneous_ops_per_sec")
 	s.Commands = number("Stats", "total_commands_processed")
 	s.Hits = number("Stats", "keyspace_hits")
 	s.Misses = number("Stats", "keyspace_misses")
 	s.Evictions = number("Stats", "evicted_keys")
+	s.Expirations = number("Stats", "expired_keys")
 	s.Clients = number("Clients", "connected_clients")
 	s.Keys = keysOf(info["Keyspace"]["db0"])
 	return s

@@ -16,7 +16,9 @@ import (
 // handler serves /metrics, /healthz, /readyz and /status.
 func (a *agent) handler() http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// Envoy's own metrics have these labels from its bootstrap.
+	prometheus.WrapRegistererWith(prometheus.Labels{"region": a.config.Region, "sidecar": a.config.Name}, registry).MustRegister(collector{a})
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	own := promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {

@@ -15,6 +15,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
+	buildInfo     = prometheus.NewDesc("cachemesh_build_info", "Always 1.", []string{"version", "component"}, nil)
 	envoyUp       = desc("envoy_up", "1 while Envoy runs and its admin interface answers.")
 	envoyRestarts = desc("envoy_restarts_total", "Starts of Envoy after it ended, by the signal or exit code that ended it.", "reason")
 	xdsConnected  = desc("xds_connected", "1 for the control plane that Envoy's xDS is relayed to.", "control_plane")
@@ -24,6 +25,10 @@ var (
 	xdsResources  = desc("xds_resources", "Resources that Envoy has acknowledged.", "type")
 	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
 )
+
+// usualReasons are shown before they happen first: a counter that starts with its first event hides that event from
+// Prometheus.
+var usualReasons = []string{"SIGABRT", "SIGKILL", "SIGSEGV"}
 
 // Describe sends nothing: which labels there are is known at the scrape.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
@@ -37,9 +42,15 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
 	s := c.agent.status()
+	gauge(buildInfo, 1, s.Version, "sidecar")
 	gauge(envoyUp, number(s.Envoy.Up))
 	for reason, n := range s.Envoy.Restarts {
 		counter(envoyRestarts, n, reason)
+	}
+	for _, reason := range usualReasons {
+		if s.Envoy.Restarts[reason] == 0 {
+			counter(envoyRestarts, 0, reason)
+		}
 	}
 	for _, address := range c.agent.config.ControlPlanes {
 		gauge(xdsConnected, number(address == s.XDS.ControlPlane), address)

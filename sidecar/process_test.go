@@ -35,7 +35,7 @@ func (s *sidecar) wantRestart(t *testing.T, reason string) {
 	if got := s.status(t).Envoy.Restarts[reason]; got != 1 {
 		t.Errorf("%d restarts because of %s, want 1", got, reason)
 	}
-	want := fmt.Sprintf(`cachemesh_sidecar_envoy_restarts_total{reason=%q} 1`, reason)
+	want := fmt.Sprintf(`cachemesh_sidecar_envoy_restarts_total{reason=%q,region="here",sidecar="here-0"} 1`, reason)
 	if _, body, err := s.get("/metrics"); err != nil || !strings.Contains(body, want) {
 		t.Errorf("/metrics (error %v) lacks %s", err, want)
 	}

@@ -277,9 +277,11 @@ func TestApplicationsReachRedisOverEveryListener(t *testing.T) {
 			return err
 		}
 		for _, want := range []string{
-			"cachemesh_sidecar_envoy_up 1", `cachemesh_sidecar_xds_connected{control_plane="` + plane.address + `"} 1`,
-			`cachemesh_sidecar_xds_source{source="control_plane"} 1`, `cachemesh_sidecar_xds_resources{type="Cluster"} 2`,
-			"cachemesh_sidecar_xds_age_seconds ", "cachemesh_sidecar_xds_version_info{", "envoy_redis_downstream_rq_total",
+			`cachemesh_sidecar_envoy_up{region="here",sidecar="here-0"} 1`,
+			`cachemesh_sidecar_xds_connected{control_plane="` + plane.address + `",region="here",sidecar="here-0"} 1`,
+			`cachemesh_sidecar_xds_source{region="here",sidecar="here-0",source="control_plane"} 1`,
+			`cachemesh_sidecar_xds_resources{region="here",sidecar="here-0",type="Cluster"} 2`,
+			`cachemesh_sidecar_envoy_restarts_total{reason="SIGSEGV",region="here",sidecar="here-0"} 0`, "cachemesh_sidecar_xds_age_seconds{", "cachemesh_sidecar_xds_version_info{", "envoy_redis_downstream_rq_total",
 		} {
 			if !strings.Contains(body, want) {
 				return fmt.Errorf("/metrics lacks %s", want)

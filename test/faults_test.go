@@ -128,7 +128,7 @@ func crash(t *testing.T, reason string, times int, kill func(*sidecar, int)) (fa
 			return nil
 		})
 		fastest = min(fastest, time.Since(began))
-		if got := metric(t, s, `cachemesh_sidecar_envoy_restarts_total{reason="`+reason+`"}`); got != float64(n) {
+		if got := metric(t, s, `cachemesh_sidecar_envoy_restarts_total{reason="`+reason+`",region="`+region+`",sidecar="`+s.name+`"}`); got != float64(n) {
 			t.Errorf("the agent counts %v restarts after %s, want %d", got, reason, n)
 		}
 		c.waitSynced(t, s.name)
