@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/controlplane/xds"
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
@@ -41,6 +43,7 @@ type Config struct {
 	XDS      string // IP:port of the gRPC server
 	HTTP     string // IP:port of the API
 	State    string // folder for what must survive a restart; "" keeps nothing
+	TLS      TLS    // of both
 	Insecure bool   // allow plaintext listeners beyond loopback
 	Version  string
 	Logger   *slog.Logger
@@ -49,11 +52,13 @@ type Config struct {
 // ControlPlane serves one region.
 type ControlPlane struct {
 	config  Config
+	certs   *certs.Source // nil is plaintext
 	log     *slog.Logger
 	xds     *xds.Server
 	metrics *metrics
 	prober  *prober
 	view    atomic.Pointer[view]
+	served  chan struct{} // closed when there is something to serve
 	started time.Time
 }
 
@@ -63,51 +68,58 @@ type view struct {
 	version  string    // of the resources
 	loadedAt time.Time // when topology came into effect
 	problem  error     // why the newest input is not in effect; nil if it is
+
+	membership MembershipStatus
+	checks     map[string]string // what Consul's checks say, by address
 }
 
 // Run serves until ctx ends and then stops cleanly.
 func Run(ctx context.Context, config Config) error {
 	for flag, address := range map[string]string{"--xds": config.XDS, "--http": config.HTTP} {
-		if err := checkListener(flag, address, config.Insecure); err != nil {
+		if err := checkListener(flag, address, config.Insecure || config.TLS.Cert != ""); err != nil {
 			return err
 		}
 	}
+	certificates, err := config.TLS.open(config.Logger)
+	if err != nil {
+		return err
+	}
 	source := &fileSource{path: config.File, state: config.State, log: config.Logger}
-	first, err := source.first()
+	read, err := source.first()
 	if err != nil {
 		return err
 	}
 	if config.Region == "" {
-		if len(first.mesh.Regions) != 1 {
-			return fmt.Errorf("%s has several regions: choose one with --region: %v", config.File, first.mesh.RegionNames())
+		if len(read.mesh.Regions) != 1 {
+			return fmt.Errorf("%s has several regions: choose one with --region: %v", config.File, read.mesh.RegionNames())
 		}
-		config.Region = first.mesh.Regions[0].Name
+		config.Region = read.mesh.Regions[0].Name
 	}
-	c := &ControlPlane{config: config, log: config.Logger, started: time.Now()}
+	c := &ControlPlane{config: config, certs: certificates, log: config.Logger, served: make(chan struct{}), started: time.Now()}
 	c.prober = newProber()
 	c.metrics = newMetrics(c)
-	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Observe: c})
+	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Authorise: c.authorise(), Observe: c})
+	nodes := newMembership(source, read, config.Region, c.prober, config.Logger)
+	first, err := nodes.first()
+	if err != nil {
+		return err
+	}
 	c.apply(first)
-	if c.view.Load().topology.Region == "" {
+	if first.topology != nil && c.xds.Version() == "" {
 		return c.view.Load().problem
 	}
 
-	xdsListener, err := net.Listen("tcp", config.XDS)
-	if err != nil {
-		return fmt.Errorf("--xds: %w", err)
-	}
 	httpListener, err := net.Listen("tcp", config.HTTP)
 	if err != nil {
-		xdsListener.Close()
 		return fmt.Errorf("--http: %w", err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.serveXDS(ctx, xdsListener) })
+	group.Go(func() error { return c.serveXDS(ctx) })
 	group.Go(func() error { return c.serveHTTP(ctx, httpListener) })
 	updates := make(chan update)
-	group.Go(func() error { return source.watch(ctx, updates) })
+	group.Go(func() error { return nodes.watch(ctx, updates) })
 	group.Go(func() error { return loop(ctx, updates, c.apply, c.xds.Tick) })
-	group.Go(func() error { return c.prober.run(ctx, func() mesh.Topology { return c.view.Load().topology }) })
+	group.Go(func() error { return c.prober.run(ctx) })
 	c.log.Info("serving", "region", config.Region, "xds", config.XDS, "http", config.HTTP, "resources", c.xds.Version())
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -117,13 +129,13 @@ func Run(ctx context.Context, config Config) error {
 }
 
 // checkListener refuses a plaintext port that others than this host can reach.
-func checkListener(flag, address string, insecure bool) error {
+func checkListener(flag, address string, allowed bool) error {
 	a, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("%s %q: want IP:port", flag, address)
 	}
-	if !a.Addr().IsLoopback() && !insecure {
-		return fmt.Errorf("%s %q is reachable from other hosts without TLS: listen on 127.0.0.1, or add --insecure on a network that you trust", flag, address)
+	if !a.Addr().IsLoopback() && !allowed {
+		return fmt.Errorf("%s %q is reachable from other hosts without TLS: add --tls-cert and --tls-key, listen on 127.0.0.1, or add --insecure on a network that you trust", flag, address)
 	}
 	return nil
 }
@@ -156,43 +168,52 @@ func loop(ctx context.Context, updates <-chan update, apply func(update), tick f
 
 // apply makes an update take effect, or keeps what is and says why.
 func (c *ControlPlane) apply(u update) {
-	next := view{problem: u.err}
-	if previous := c.view.Load(); previous != nil {
-		next.topology, next.version, next.loadedAt = previous.topology, previous.version, previous.loadedAt
+	previous := c.view.Load()
+	if previous == nil {
+		previous = &view{}
 	}
-	if u.mesh != nil {
-		topology, resources, err := build(u.mesh, c.config.Region)
+	next := *previous
+	next.problem, next.membership, next.checks = u.err, u.membership, u.checks
+	if u.topology != nil && (previous.version == "" || !reflect.DeepEqual(previous.topology, *u.topology)) {
+		resources, err := envoy.Build(*u.topology)
 		if err == nil {
-			next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
+			next.topology, next.version, next.loadedAt = *u.topology, resources.Version, time.Now()
 			c.xds.Set(resources)
 		} else {
 			next.problem = errors.Join(next.problem, err)
 		}
 	}
 	c.view.Store(&next)
-	c.metrics.configured(next.problem == nil)
-	if next.problem != nil {
-		c.log.Error("the configuration is not in effect, the last good one stays", "problem", next.problem)
+	if previous.version == "" && next.version != "" {
+		close(c.served)
+	}
+	if !next.loadedAt.After(previous.loadedAt) && fmt.Sprint(next.problem) == fmt.Sprint(previous.problem) {
 		return
 	}
-	c.log.Info("configuration in effect", "resources", next.version)
+	c.metrics.configured(next.problem == nil)
+	switch {
+	case next.problem == nil:
+		c.log.Info("configuration in effect", "resources", next.version)
+	case next.version == "":
+		c.log.Warn("there is nothing to serve yet", "problem", next.problem)
+	default:
+		c.log.Error("not all of the configuration is in effect, the last good one stays", "problem", next.problem)
+	}
 }
 
-// build is the whole way from a mesh to what a region's Envoys are served.
-func build(m *mesh.Mesh, region string) (mesh.Topology, *envoy.Resources, error) {
-	topology, err := m.Topology(region)
-	if err != nil {
-		return mesh.Topology{}, nil, err
+// serveXDS listens once there is something to serve: until then sidecars are better off elsewhere, or with what they have.
+func (c *ControlPlane) serveXDS(ctx context.Context) error {
+	select {
+	case <-c.served:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	resources, err := envoy.Build(topology)
+	l, err := net.Listen("tcp", c.config.XDS)
 	if err != nil {
-		return mesh.Topology{}, nil, err
+		return fmt.Errorf("--xds: %w", err)
 	}
-	return topology, resources, nil
-}
-
-func (c *ControlPlane) serveXDS(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
+		grpc.Creds(c.xdsCredentials()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 	)
@@ -206,7 +227,8 @@ func (c *ControlPlane) serveXDS(ctx context.Context, l net.Listener) error {
 }
 
 func (c *ControlPlane) serveHTTP(ctx context.Context, l net.Listener) error {
-	server := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	server := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
 	stopped := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
@@ -215,7 +237,12 @@ func (c *ControlPlane) serveHTTP(ctx context.Context, l net.Listener) error {
 		}
 	})
 	defer stopped()
-	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	serve := server.Serve
+	if c.certs != nil {
+		server.TLSConfig = c.certs.Server(c.config.TLS.HTTPClients)
+		serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
 	return ctx.Err()

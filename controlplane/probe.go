@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,8 @@ const (
 type NodeStatus struct {
 	Address          string   `json:"address"`
 	Role             string   `json:"role"` // what the topology says
+	Zone             string   `json:"zone,omitempty"`
+	Check            string   `json:"check,omitempty"` // what Consul's check says: a hint, the probe counts
 	Up               bool     `json:"up"`
 	Error            string   `json:"error,omitempty"`
 	ReportedRole     string   `json:"reported_role,omitempty"` // what the node says
@@ -49,23 +52,57 @@ type prober struct {
 	mu      sync.Mutex
 	last    map[string]NodeStatus // by address
 	history map[string][]sample
-	clients map[string]*redis.Client
+	clients map[string]probeClient
+	missed  map[string]int // probes in a row without an answer
+	wanted  mesh.Topology
+	wake    chan struct{} // holds a token when wanted has changed
+	rounds  chan struct{} // holds a token when a round has ended
+}
+
+// probeClient is a client and how it logs in.
+type probeClient struct {
+	*redis.Client
+	access *mesh.RedisAccess
 }
 
 func newProber() *prober {
-	return &prober{last: map[string]NodeStatus{}, history: map[string][]sample{}, clients: map[string]*redis.Client{}}
+	return &prober{last: map[string]NodeStatus{}, history: map[string][]sample{}, clients: map[string]probeClient{}, missed: map[string]int{},
+		wake: make(chan struct{}, 1), rounds: make(chan struct{}, 1)}
 }
 
-func (p *prober) run(ctx context.Context, topology func() mesh.Topology) error {
+// want says which nodes to probe, at once if they have changed.
+func (p *prober) want(t mesh.Topology) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !reflect.DeepEqual(t, p.wanted) {
+		p.wanted = t
+		signal(p.wake)
+	}
+}
+
+// signal leaves a token for whoever waits, unless one is there.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (p *prober) run(ctx context.Context) error {
 	ticker := time.NewTicker(probeEvery)
 	defer ticker.Stop()
 	for {
-		p.round(ctx, topology())
+		p.mu.Lock()
+		wanted := p.wanted
+		p.mu.Unlock()
+		p.round(ctx, wanted)
+		signal(p.rounds)
 		select {
 		case <-ctx.Done():
 			p.round(ctx, mesh.Topology{}) // closes all clients
 			return ctx.Err()
 		case <-ticker.C:
+		case <-p.wake:
 		}
 	}
 }
@@ -79,7 +116,7 @@ func (p *prober) round(ctx context.Context, t mesh.Topology) {
 			for _, node := range shard.Nodes {
 				seen[node.Address] = true
 				wait.Go(func() {
-					status := p.probe(ctx, node)
+					status := p.probe(ctx, node, pool.Redis)
 					p.mu.Lock()
 					defer p.mu.Unlock()
 					p.keep(status, time.Now())
@@ -96,21 +133,34 @@ func (p *prober) round(ctx context.Context, t mesh.Topology) {
 			delete(p.clients, address)
 			delete(p.last, address)
 			delete(p.history, address)
+			delete(p.missed, address)
 		}
 	}
 }
 
-func (p *prober) probe(ctx context.Context, n mesh.Node) NodeStatus {
+// client is the one for a node, made anew when the pool's login has changed.
+func (p *prober) client(address string, access *mesh.RedisAccess) *redis.Client {
 	p.mu.Lock()
-	client := p.clients[n.Address]
-	if client == nil {
-		client = redis.NewClient(&redis.Options{
-			Addr: n.Address, PoolSize: 1, MaxRetries: -1, DisableIdentity: true, ContextTimeoutEnabled: true,
-			DialTimeout: probeTimeout, ReadTimeout: probeTimeout, WriteTimeout: probeTimeout,
-		})
-		p.clients[n.Address] = client
+	defer p.mu.Unlock()
+	old, ok := p.clients[address]
+	if ok && reflect.DeepEqual(old.access, access) {
+		return old.Client
 	}
-	p.mu.Unlock()
+	if ok {
+		old.Close()
+	}
+	options := &redis.Options{
+		Addr: address, PoolSize: 1, MaxRetries: -1, DisableIdentity: true, ContextTimeoutEnabled: true,
+		DialTimeout: probeTimeout, ReadTimeout: probeTimeout, WriteTimeout: probeTimeout,
+	}
+	logIn(options, access)
+	client := redis.NewClient(options)
+	p.clients[address] = probeClient{client, access}
+	return client
+}
+
+func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAccess) NodeStatus {
+	client := p.client(n.Address, access)
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	s := NodeStatus{Address: n.Address, Role: string(n.Role)}
@@ -144,9 +194,11 @@ func (p *prober) probe(ctx context.Context, n mesh.Node) NodeStatus {
 // keep stores a status with its recent hit rate.
 func (p *prober) keep(s NodeStatus, now time.Time) {
 	defer func() { p.last[s.Address] = s }()
+	p.missed[s.Address]++
 	if !s.Up {
 		return
 	}
+	p.missed[s.Address] = 0
 	history := p.history[s.Address]
 	if n := len(history); n > 0 && (history[n-1].hits > s.Hits || history[n-1].misses > s.Misses) {
 		history = nil // it restarted
@@ -174,14 +226,22 @@ func keysOf(keyspace string) int64 {
 	return n
 }
 
+// answer is what a node said of itself last.
+func (p *prober) answer(address string) answer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.last[address]
+	return answer{probed: ok, up: s.Up, role: mesh.Role(s.ReportedRole), missed: p.missed[address]}
+}
+
 // status is what is known of a node; one that was not probed yet is not up.
 func (p *prober) status(n mesh.Node) NodeStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.last[n.Address]
 	if !ok {
-		return NodeStatus{Address: n.Address, Role: string(n.Role), Error: "not probed yet"}
+		return NodeStatus{Address: n.Address, Role: string(n.Role), Zone: n.Zone, Error: "not probed yet"}
 	}
-	s.Role = string(n.Role)
+	s.Role, s.Zone = string(n.Role), n.Zone
 	return s
 }

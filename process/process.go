@@ -26,6 +26,8 @@ type Spec struct {
 	Dir  string   // working directory; "" is the caller's
 	Env  []string // added to the caller's environment
 	Log  string   // file that standard error, and standard output if Stdout is nil, is appended to; "" discards
+	// Stdin is what the program reads from standard input; nil is nothing.
+	Stdin io.Reader
 	// Stdout receives standard output instead of Log.
 	Stdout io.Writer
 	// Ready is polled until it returns nil; pid lets it make sure that it is this process that answers.
@@ -49,7 +51,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	cmd.Env = append(os.Environ(), spec.Env...)
 	// A group of its own keeps a terminal's Ctrl-C away from it: its parent decides when it stops.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	cmd.Stdout = spec.Stdout
+	cmd.Stdin, cmd.Stdout = spec.Stdin, spec.Stdout
 	if spec.Log != "" {
 		f, err := os.OpenFile(spec.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 		if err != nil {

@@ -1,13 +1,13 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -18,7 +18,11 @@ type Redis struct {
 	Dir       string // working directory, made if missing; the log goes here
 	ReplicaOf int    // port of its primary on loopback; 0 is none
 	MaxMemory string // as in redis.conf; "" is no limit
-	Args      []string
+	// PasswordFile holds the password of the only user; "" lets everybody in. Replicas have it in common with their primary.
+	PasswordFile string
+	User         string    // "" is Redis's default user; another turns that one off
+	TLS          *RedisTLS // instead of plaintext; nil is plaintext
+	Args         []string
 }
 
 // Address is where it listens.
@@ -44,10 +48,22 @@ func (r Redis) Start(ctx context.Context) (*Process, error) {
 	if r.MaxMemory != "" {
 		args = append(args, "--maxmemory", r.MaxMemory, "--maxmemory-policy", "allkeys-lru")
 	}
-	client := redis.NewClient(&redis.Options{Addr: r.Address(), DialTimeout: time.Second, MaxRetries: -1, PoolSize: 1})
+	secrets, err := r.secrets()
+	if err != nil {
+		return nil, err
+	}
+	args = append(append(args, r.TLS.args(r.Port)...), r.Args...)
+	if secrets != nil {
+		args = append(args, "-") // a configuration on standard input, where nobody else sees it
+	}
+	options, err := r.Options()
+	if err != nil {
+		return nil, err
+	}
+	client := redis.NewClient(options)
 	defer client.Close()
 	return Start(ctx, Spec{
-		Name: name, Path: path, Args: append(args, r.Args...), Log: filepath.Join(r.Dir, name+".log"),
+		Name: name, Path: path, Args: args, Stdin: bytes.NewReader(secrets), Log: filepath.Join(r.Dir, name+".log"),
 		Ready: func(ctx context.Context, pid int) error {
 			info, err := client.InfoMap(ctx, "server", "replication").Result()
 			if err != nil {

@@ -4,13 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/cachemesh/cachemesh/certs"
 )
 
 const (
@@ -26,18 +32,36 @@ const (
 // controlPlanes are those of the region. Any one of them has everything.
 type controlPlanes struct {
 	addresses []string
+	tls       *certs.Source // nil is plaintext
+	name      string        // in the certificate of each; "" is the host of its address
 	options   []grpc.DialOption
 
 	mu   sync.Mutex
 	good int // index of the one that answered last
 }
 
-func newControlPlanes(addresses []string, options ...grpc.DialOption) *controlPlanes {
-	return &controlPlanes{addresses: addresses, options: append([]grpc.DialOption{
+func newControlPlanes(c Config, source *certs.Source) *controlPlanes {
+	return &controlPlanes{addresses: c.ControlPlanes, tls: source, name: c.TLSServerName, options: []grpc.DialOption{
 		grpc.WithNoProxy(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-	}, options...)}
+	}}
+}
+
+// credentials are made for each connection, of what the certificates' files hold then.
+func (c *controlPlanes) credentials(address string) (credentials.TransportCredentials, error) {
+	if c.tls == nil {
+		return insecure.NewCredentials(), nil
+	}
+	name := c.name
+	if name == "" {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		name = host
+	}
+	return credentials.NewTLS(c.tls.Client(name)), nil
 }
 
 // upstream is a stream to a control plane that has answered.
@@ -79,7 +103,11 @@ func (c *controlPlanes) open(ctx context.Context, first *discovery.DeltaDiscover
 // now and not by a keepalive on an old connection. Envoy's first request asks for all clusters, which every
 // control plane that works answers, be it with nothing.
 func (c *controlPlanes) dial(ctx context.Context, address string, first *discovery.DeltaDiscoveryRequest, patience time.Duration) (*upstream, error) {
-	conn, err := grpc.NewClient(address, c.options...)
+	secured, err := c.credentials(address)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(address, append(c.options[:len(c.options):len(c.options)], grpc.WithTransportCredentials(secured))...)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +116,11 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 		cancel(context.Canceled)
 		conn.Close()
 	}}
-	if err := connect(ctx, conn); err != nil {
+	timeout := connectTimeout
+	if c.tls != nil {
+		timeout = patience // thousands that return at once make a control plane slow at handshakes, too
+	}
+	if err := connect(ctx, conn, timeout); err != nil {
 		u.close()
 		return nil, err
 	}
@@ -109,8 +141,8 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 	return u, nil
 }
 
-func connect(ctx context.Context, conn *grpc.ClientConn) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+func connect(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn.Connect()
 	for {
@@ -119,10 +151,12 @@ func connect(ctx context.Context, conn *grpc.ClientConn) error {
 		case connectivity.Ready:
 			return nil
 		case connectivity.TransientFailure:
-			return errors.New("it refuses the connection")
+			// Only a call tells why.
+			_, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+			return fmt.Errorf("no connection: %s", status.Convert(err).Message())
 		}
 		if !conn.WaitForStateChange(ctx, state) {
-			return fmt.Errorf("no connection within %v", connectTimeout)
+			return fmt.Errorf("no connection within %v", timeout)
 		}
 	}
 }

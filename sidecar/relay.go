@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/envoy"
 )
 
@@ -74,9 +75,9 @@ var (
 	errReturned = errors.New("a control plane answers again")
 )
 
-func newRelay(c Config, saved resources, restarts func() int, options ...grpc.DialOption) *relay {
+func newRelay(c Config, saved resources, restarts func() int, source *certs.Source) *relay {
 	return &relay{
-		planes: newControlPlanes(c.ControlPlanes, options...), addresses: c.Addresses, version: c.Version, restarts: restarts,
+		planes: newControlPlanes(c, source), addresses: c.Addresses, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
 		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/controlplane"
 )
 
@@ -36,9 +37,18 @@ planes may serve one region. When none runs, sidecars keep serving what they hav
 	f.StringVar(&c.XDS, "xds", "127.0.0.1:18000", "IP:port where sidecars connect")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:18080", "IP:port of the HTTP API and metrics")
 	f.StringVar(&c.State, "state", "", "folder that keeps the last good configuration over restarts")
+	f.StringVar(&c.TLS.Cert, "tls-cert", "", "PEM file with this control plane's certificate, for xDS and HTTP; taken anew when it rotates, like the others")
+	f.StringVar(&c.TLS.Key, "tls-key", "", "PEM file with its key")
+	f.StringVar(&c.TLS.CA, "tls-client-ca", "", "PEM file with the authority of sidecars' certificates: each then needs one with its own name")
+	f.BoolVar(&c.TLS.HTTPClients, "http-client-auth", false, "clients of --http need a certificate, too")
+	f.StringVar((*string)(&c.TLS.Identity), "identity", string(certs.SPIFFE), "how a certificate names its sidecar: spiffe (URI spiffe://cachemesh/REGION/NAME) or dns (a DNS name)")
 	f.BoolVar(&c.Insecure, "insecure", false, "allow plaintext listeners beyond loopback, on a network that you trust")
 	cmd.MarkFlagFilename("config", "yaml", "yml")
 	cmd.MarkFlagDirname("state")
+	for _, flag := range []string{"tls-cert", "tls-key", "tls-client-ca"} {
+		cmd.MarkFlagFilename(flag, "pem", "crt", "key")
+	}
+	cmd.RegisterFlagCompletionFunc("identity", cobra.FixedCompletions([]string{string(certs.SPIFFE), string(certs.DNS)}, cobra.ShellCompDirectiveNoFileComp))
 	logs.register(cmd)
 	return cmd
 }

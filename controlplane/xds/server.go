@@ -10,6 +10,7 @@ package xds
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"sync"
 	"time"
@@ -20,6 +21,8 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/cachemesh/cachemesh/envoy"
 )
@@ -30,6 +33,9 @@ var types = []string{envoy.ClusterType, envoy.EndpointType, envoy.SecretType, en
 // Config is what a Server needs to know.
 type Config struct {
 	Region string // nodes of another region are refused
+	// Authorise, if set, says whether the certificate that a stream came with may speak for the node of its first request.
+	// The certificate is verified already; nil is none.
+	Authorise func(certificate *x509.Certificate, region, node string) error
 	// RemoveAfter is how long a cluster stays after the last listener that names it was replaced: longer than
 	// Envoy drains the connections of a replaced listener.
 	RemoveAfter time.Duration
@@ -239,15 +245,28 @@ func (s *Server) watch(req any, w *watch) (cancel func(), err error) {
 	}, nil
 }
 
+// certificate is what the client of a stream has proved to own, nil for none.
+func certificate(ctx context.Context) *x509.Certificate {
+	client, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	info, ok := client.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil
+	}
+	return info.State.VerifiedChains[0][0]
+}
+
 // callbacks is the Server as the library reports streams to it.
 type callbacks Server
 
-func (c *callbacks) OnStreamOpen(_ context.Context, id int64, typeURL string) error {
-	return (*Server)(c).open(streamID{id: id}, typeURL)
+func (c *callbacks) OnStreamOpen(ctx context.Context, id int64, typeURL string) error {
+	return (*Server)(c).open(streamID{id: id}, typeURL, certificate(ctx))
 }
 
-func (c *callbacks) OnDeltaStreamOpen(_ context.Context, id int64, typeURL string) error {
-	return (*Server)(c).open(streamID{delta: true, id: id}, typeURL)
+func (c *callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, typeURL string) error {
+	return (*Server)(c).open(streamID{delta: true, id: id}, typeURL, certificate(ctx))
 }
 
 func (c *callbacks) OnStreamClosed(id int64, _ *corev3.Node) {

@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -24,7 +25,8 @@ import (
 type stream struct {
 	node        Node
 	identified  bool
-	addresses   *envoy.Addresses // set for an Envoy without an agent
+	certificate *x509.Certificate // of the client; nil is none
+	addresses   *envoy.Addresses  // set for an Envoy without an agent
 	connectedAt time.Time
 	target      *envoy.Resources
 	subscribed  map[string]bool
@@ -69,7 +71,7 @@ type request struct {
 	initial map[string]string // name to version, what the Envoy had before it connected
 }
 
-func (s *Server) open(id streamID, typeURL string) error {
+func (s *Server) open(id streamID, typeURL string, certificate *x509.Certificate) error {
 	if typeURL != "" {
 		return status.Error(codes.Unimplemented, "only aggregated streams (ADS) are served")
 	}
@@ -77,6 +79,7 @@ func (s *Server) open(id streamID, typeURL string) error {
 	defer s.mu.Unlock()
 	now := s.config.Now()
 	s.streams[id] = &stream{
+		certificate: certificate,
 		connectedAt: now,
 		subscribed:  map[string]bool{},
 		watches:     map[string]*watch{},
@@ -118,6 +121,11 @@ func (s *Server) request(id streamID, key any, r request) error {
 		return status.Error(codes.Internal, "request of a stream that is closed")
 	}
 	if !st.identified {
+		if s.config.Authorise != nil {
+			if err := s.config.Authorise(st.certificate, r.node.GetLocality().GetRegion(), r.node.GetId()); err != nil {
+				return status.Error(codes.PermissionDenied, err.Error())
+			}
+		}
 		if err := st.identify(r.node, s.config.Region); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
