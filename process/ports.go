@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"syscall"
 )
 
 // FreePorts returns n different TCP ports of 127.0.0.1 that nobody listened on a moment ago. They lie below
@@ -18,12 +19,21 @@ func FreePorts(n int) ([]int, error) {
 			return nil, fmt.Errorf("fewer than %d free ports between %d and %d", n, first, last)
 		}
 		port := first + (start+i)%(last-first)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
+		if free(port) {
+			ports = append(ports, port)
 		}
-		l.Close()
-		ports = append(ports, port)
 	}
 	return ports, nil
+}
+
+func free(port int) bool {
+	// A program that is started in this moment would have a copy of the socket, and keep the port until it runs.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
