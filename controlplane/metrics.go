@@ -76,7 +76,7 @@ type meshCollector struct{ c *ControlPlane }
 
 var (
 	nodeLabels  = []string{"pool", "shard", "node", "role"}
-	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars that are connected or were lately, by state.", []string{"state"}, nil)
+	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars by state; GONE is one that was connected in the last ten minutes.", []string{"state"}, nil)
 	nodeDescs   = []struct {
 		desc  *prometheus.Desc
 		kind  prometheus.ValueType
@@ -118,8 +118,12 @@ func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
-	states := map[xds.State]int{xds.Synced: 0, xds.Stale: 0, xds.Rejected: 0}
+	const gone xds.State = "GONE"
+	states := map[xds.State]int{xds.Synced: 0, xds.Stale: 0, xds.Rejected: 0, gone: 0}
 	for _, n := range m.c.xds.Nodes() {
+		if !n.Connected {
+			n.State = gone // it may be at another control plane by now
+		}
 		states[n.State]++
 	}
 	for state, count := range states {
