@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -16,7 +17,7 @@ func (c *ControlPlane) handler() http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		version := c.xds.Version()
 		if version == "" {
-			writeJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "there are no resources to serve yet"})
+			writeJSON(w, http.StatusServiceUnavailable, map[string]string{"error": fmt.Sprintf("there is nothing to serve yet: %v", c.view.Load().problem)})
 			return
 		}
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ready", "version": version})

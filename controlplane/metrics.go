@@ -112,6 +112,7 @@ func nodeDesc(name, help string) *prometheus.Desc {
 
 func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- sidecarDesc
+	MembershipStatus{}.describe(ch)
 	for _, d := range nodeDescs {
 		ch <- d.desc
 	}
@@ -133,6 +134,7 @@ func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
 	if v == nil {
 		return
 	}
+	v.membership.collect(ch)
 	for _, pool := range v.topology.Pools {
 		for _, shard := range pool.Shards {
 			for _, node := range shard.Nodes {

@@ -19,13 +19,13 @@ import (
 // rereadEvery is for file systems that report no changes.
 const rereadEvery = 10 * time.Second
 
-// update is what a membership source says: a mesh, or why there is none to be had.
-type update struct {
+// reading is what a file says: a mesh, or why there is none to be had.
+type reading struct {
 	mesh *mesh.Mesh
 	err  error
 }
 
-// fileSource is static membership: a mesh.yaml that is watched. The last good one is kept in the state folder, so
+// fileSource is a mesh.yaml that is watched. The last good one is kept in the state folder, so
 // that a control plane that restarts beside a broken file goes on with it.
 type fileSource struct {
 	path  string
@@ -37,57 +37,57 @@ type fileSource struct {
 func (s *fileSource) lastGood() string { return filepath.Join(s.state, "mesh.yaml") }
 
 // first reads the file or, when it is broken, the last good one. It fails when neither can be had.
-func (s *fileSource) first() (update, error) {
+func (s *fileSource) first() (reading, error) {
 	if s.state != "" {
 		if err := os.MkdirAll(s.state, 0o700); err != nil {
-			return update{}, fmt.Errorf("--state: %w", err)
+			return reading{}, fmt.Errorf("--state: %w", err)
 		}
 	}
-	u, _ := s.read()
-	if u.err == nil {
-		return u, nil
+	r, _ := s.read()
+	if r.err == nil {
+		return r, nil
 	}
 	if s.state == "" {
-		return update{}, u.err
+		return reading{}, r.err
 	}
 	data, err := os.ReadFile(s.lastGood())
 	if err != nil {
-		return update{}, u.err
+		return reading{}, r.err
 	}
 	m, err := mesh.Load(s.lastGood(), data)
 	if err != nil {
-		return update{}, errors.Join(u.err, err)
+		return reading{}, errors.Join(r.err, err)
 	}
-	return update{mesh: m, err: u.err}, nil
+	return reading{mesh: m, err: r.err}, nil
 }
 
 // read loads the file if it differs from what was read last.
-func (s *fileSource) read() (u update, changed bool) {
+func (s *fileSource) read() (r reading, changed bool) {
 	data, err := os.ReadFile(s.path)
 	if err != nil {
 		data = []byte("\x00" + err.Error())
 	}
 	if s.last != nil && bytes.Equal(data, s.last) {
-		return update{}, false
+		return reading{}, false
 	}
 	s.last = data
 	if err != nil {
-		return update{err: fmt.Errorf("read the mesh: %w", err)}, true
+		return reading{err: fmt.Errorf("read the mesh: %w", err)}, true
 	}
 	m, err := mesh.Load(s.path, data)
 	if err != nil {
-		return update{err: err}, true
+		return reading{err: err}, true
 	}
 	if s.state != "" {
 		if err := renameio.WriteFile(s.lastGood(), data, 0o600); err != nil {
 			s.log.Error("cannot keep the last good mesh", "error", err)
 		}
 	}
-	return update{mesh: m}, true
+	return reading{mesh: m}, true
 }
 
-// watch sends an update whenever the file changes, until ctx ends.
-func (s *fileSource) watch(ctx context.Context, updates chan<- update) error {
+// watch sends a reading whenever the file changes, until ctx ends.
+func (s *fileSource) watch(ctx context.Context, readings chan<- reading) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", s.path, err)
@@ -100,9 +100,9 @@ func (s *fileSource) watch(ctx context.Context, updates chan<- update) error {
 	ticker := time.NewTicker(rereadEvery)
 	defer ticker.Stop()
 	for {
-		if u, changed := s.read(); changed {
+		if r, changed := s.read(); changed {
 			select {
-			case updates <- u:
+			case readings <- r:
 			case <-ctx.Done():
 				return ctx.Err()
 			}

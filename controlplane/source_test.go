@@ -40,12 +40,12 @@ func TestABrokenFileNeverReplacesAGoodOne(t *testing.T) {
 	}
 	writeFile(t, path, goodMesh)
 	if u, err := (&fileSource{path: path, state: state, log: quiet}).first(); err != nil || u.err != nil || u.mesh == nil {
-		t.Fatalf("update %+v, error %v", u, err)
+		t.Fatalf("reading %+v, error %v", u, err)
 	}
 	writeFile(t, path, brokenMesh)
 	u, err := (&fileSource{path: path, state: state, log: quiet}).first()
 	if err != nil || u.mesh == nil || u.err == nil {
-		t.Errorf("update %+v, error %v; want the last good mesh and the problem", u, err)
+		t.Errorf("reading %+v, error %v; want the last good mesh and the problem", u, err)
 	}
 	if _, err := (&fileSource{path: path, log: quiet}).first(); err == nil {
 		t.Error("a control plane without a state folder started beside a broken file")
@@ -59,33 +59,33 @@ func TestWatchReportsEveryChange(t *testing.T) {
 	if _, err := s.first(); err != nil {
 		t.Fatal(err)
 	}
-	updates := make(chan update)
+	readings := make(chan reading)
 	done := make(chan error)
-	go func() { done <- s.watch(t.Context(), updates) }()
-	next := func() update {
+	go func() { done <- s.watch(t.Context(), readings) }()
+	next := func() reading {
 		t.Helper()
 		select {
-		case u := <-updates:
-			return u
+		case r := <-readings:
+			return r
 		case err := <-done:
 			t.Fatalf("watch ended: %v", err)
 		case <-time.After(5 * time.Second):
 			t.Fatal("the change was not seen")
 		}
-		return update{}
+		return reading{}
 	}
 	writeFile(t, path, brokenMesh)
 	if u := next(); u.err == nil || u.mesh != nil {
-		t.Errorf("update %+v, want a problem", u)
+		t.Errorf("reading %+v, want a problem", u)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	if u := next(); u.err == nil || !strings.Contains(u.err.Error(), "no such file") {
-		t.Errorf("update %+v, want that the file is gone", u)
+		t.Errorf("reading %+v, want that the file is gone", u)
 	}
 	writeFile(t, path, strings.Replace(goodMesh, "7001", "7002", 1))
 	if u := next(); u.mesh == nil || u.mesh.Regions[0].Shards[0].Nodes[0] != "127.0.0.1:7002" {
-		t.Errorf("update %+v, want the new address", u)
+		t.Errorf("reading %+v, want the new address", u)
 	}
 }

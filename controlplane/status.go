@@ -11,12 +11,13 @@ import (
 
 // Status is a region as its control plane sees it: the answer of /v1/status.
 type Status struct {
-	Region   string        `json:"region"`
-	Version  string        `json:"version"` // of this program
-	Config   ConfigStatus  `json:"config"`
-	Sidecars []xds.Node    `json:"sidecars"`
-	Shards   []ShardStatus `json:"shards"`
-	Alerts   []Alert       `json:"alerts"`
+	Region     string           `json:"region"`
+	Version    string           `json:"version"` // of this program
+	Config     ConfigStatus     `json:"config"`
+	Membership MembershipStatus `json:"membership"`
+	Sidecars   []xds.Node       `json:"sidecars"`
+	Shards     []ShardStatus    `json:"shards"`
+	Alerts     []Alert          `json:"alerts"`
 }
 
 // ConfigStatus says which configuration is in effect.
@@ -58,14 +59,17 @@ func (c *ControlPlane) status() Status {
 		Config: ConfigStatus{
 			File: c.config.File, Version: v.version, LoadedAt: v.loadedAt, Problems: problemsOf(v.problem),
 		},
-		Sidecars: c.xds.Nodes(),
-		Shards:   []ShardStatus{},
+		Membership: v.membership,
+		Sidecars:   c.xds.Nodes(),
+		Shards:     []ShardStatus{},
 	}
 	for _, pool := range v.topology.Pools {
 		for _, shard := range pool.Shards {
 			row := ShardStatus{Region: c.config.Region, Pool: pool.Name, Name: shard.Name, Weight: shard.Weight}
 			for _, node := range shard.Nodes {
-				row.Nodes = append(row.Nodes, c.prober.status(node))
+				status := c.prober.status(node)
+				status.Check = v.checks[node.Address]
+				row.Nodes = append(row.Nodes, status)
 			}
 			s.Shards = append(s.Shards, row)
 		}
@@ -98,6 +102,7 @@ func alerts(s Status, now time.Time, probed bool) []Alert {
 	for _, p := range s.Config.Problems {
 		add(s.Config.File, "mend it; the last good configuration stays in effect", "%s", p)
 	}
+	found = append(found, s.Membership.Alerts...)
 	for _, n := range s.Sidecars {
 		switch {
 		case n.State == xds.Rejected:
