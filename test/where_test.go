@@ -17,12 +17,13 @@ import (
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
-// oddMesh has a pool of each algorithm, one with unequal weights, and prefixes that are prefixes of each other.
+// oddMesh has a pool of each algorithm, one with unequal weights, prefixes that are prefixes of each other, and a name that
+// an Envoy once had for something else.
 func oddMesh(t *testing.T) *testMesh {
 	t.Helper()
 	m := newMesh(t)
 	m.addPool(t, mesh.PoolSpec{Name: "timelines", Routes: []mesh.Route{{Prefix: "timeline:"}, {Prefix: "user:"}, {Prefix: ""}}}, 1, 1, 1)
-	m.addPool(t, mesh.PoolSpec{Name: "content", Hashing: mesh.Hashing{Algorithm: mesh.Maglev},
+	m.addPool(t, mesh.PoolSpec{Name: "xds", Hashing: mesh.Hashing{Algorithm: mesh.Maglev},
 		Routes: []mesh.Route{{Prefix: "user:card:"}, {Prefix: "tweet:"}, {Prefix: "{"}, {Prefix: "é"}}}, 1, 2, 5)
 	m.write(t)
 	return m
