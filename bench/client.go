@@ -49,6 +49,7 @@ type clientFigure struct {
 	SidecarCPU float64   `json:"sidecar_cpu_us_per_op"`
 	RedisCPU   float64   `json:"redis_cpu_us_per_op"`
 	Sums       []float64 `json:"cpu_us_per_op_rounds"` // of the three
+	Failed     []string  `json:"failed_windows,omitempty"`
 
 	throughputs, clients, sidecars, rediss []float64
 }
@@ -94,8 +95,9 @@ func benchClient(ctx context.Context, s settings) (result, error) {
 	}
 	for round := range plan.rounds {
 		for _, i := range interleaved(len(ways), round) {
-			w := ways[i]
-			if err := measureClient(ctx, s, plan, w, r.Ways[w.name], mesh.pids, pids(shards)); err != nil {
+			w, f := ways[i], r.Ways[ways[i].name]
+			err := retried(ctx, &f.Failed, func() error { return measureClient(ctx, s, plan, w, f, mesh.pids, pids(shards)) })
+			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w.name, err)
 			}
 		}

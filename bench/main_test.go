@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// The client bench runs its own program again.
+// The benchmarks run their own program again, for the client and for sessions.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "client-load" {
-		os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	if len(os.Args) > 1 && (os.Args[1] == "client-load" || os.Args[1] == "session") {
+		main()
 	}
 	os.Exit(m.Run())
 }

@@ -134,7 +134,7 @@ func startEnvoy(ctx context.Context, running *programs, dir string, shards []sha
 	if err := os.WriteFile(config, []byte(envoyConfig(ports[0], t.unix[0].address, shards)), 0o600); err != nil {
 		return target{}, err
 	}
-	started, err := running.start(ctx, process.Spec{
+	pid, err := startInSession(ctx, running, dir, process.Spec{
 		Name: "plain Envoy", Path: path, Log: filepath.Join(dir, "envoy.log"),
 		// Hot restart has one Envoy a machine; without it several run side by side.
 		Args:  []string{"--config-path", config, "--disable-hot-restart", "--log-level", "warning"},
@@ -143,7 +143,7 @@ func startEnvoy(ctx context.Context, running *programs, dir string, shards []sha
 	if err != nil {
 		return target{}, err
 	}
-	t.pids = []int{started.PID()}
+	t.pids = []int{pid}
 	return t, nil
 }
 
@@ -197,7 +197,7 @@ func startTwemproxy(ctx context.Context, running *programs, dir string, shards [
 	if err := os.WriteFile(config, []byte(twemproxyConfig(t, shards)), 0o600); err != nil {
 		return target{}, err
 	}
-	started, err := running.start(ctx, process.Spec{
+	pid, err := startInSession(ctx, running, dir, process.Spec{
 		Name: "twemproxy", Path: path, Log: filepath.Join(dir, "twemproxy.log"),
 		Args: []string{"--conf-file", config, "--output", filepath.Join(dir, "nutcracker.log"), "--pid-file", filepath.Join(dir, "nutcracker.pid"),
 			"--stats-addr", "127.0.0.1", "--stats-port", fmt.Sprint(ports[1])},
@@ -206,7 +206,7 @@ func startTwemproxy(ctx context.Context, running *programs, dir string, shards [
 	if err != nil {
 		return target{}, err
 	}
-	t.pids = []int{started.PID()}
+	t.pids = []int{pid}
 	return t, nil
 }
 

@@ -60,6 +60,7 @@ type figures struct {
 	OpenCPU     float64   `json:"open_loop_cpu_us_per_op"`
 	P50         float64   `json:"open_loop_p50_us"` // of a whole batch
 	P99         float64   `json:"open_loop_p99_us"`
+	Failed      []string  `json:"failed_windows,omitempty"` // why; measured again
 	throughputs []float64
 	redisCPUs   []float64
 	clientCPUs  []float64
@@ -127,6 +128,11 @@ func runProxy(ctx context.Context, progress io.Writer, plan proxyPlan, targets [
 				fmt.Fprintf(progress, " %s %.0f op/s %.2f µs/op p99 %.0f µs;", t.name, cells[i].Throughput, cells[i].CPU, cells[i].P99)
 			}
 			fmt.Fprintln(progress)
+			for i, t := range targets {
+				for _, failed := range cells[i].Failed {
+					fmt.Fprintf(progress, "  %s: a window was measured again: %s\n", t.name, failed)
+				}
+			}
 		}
 	}
 	result.RatioNaive = cpuRatios(result.Targets, "envoy", "sidecar")
@@ -138,10 +144,8 @@ func measureCase(ctx context.Context, plan proxyPlan, targets []target, cells []
 	work := newWorkload(c.command, c.pipeline)
 	for round := range plan.rounds {
 		for _, i := range interleaved(len(targets), round) {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := closedWindow(plan, targets[i], cells[i], redis, transport, work); err != nil {
+			err := retried(ctx, &cells[i].Failed, func() error { return closedWindow(plan, targets[i], cells[i], redis, transport, work) })
+			if err != nil {
 				return fmt.Errorf("%s over %s, %s: %w", targets[i].name, transport, c.name, err)
 			}
 		}
@@ -154,10 +158,8 @@ func measureCase(ctx context.Context, plan proxyPlan, targets []target, cells []
 	open := make([]openFigures, len(targets))
 	for round := range plan.openRounds {
 		for _, i := range interleaved(len(targets), round) {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := openWindow(plan, targets[i], &open[i], transport, work, slowest/2); err != nil {
+			err := retried(ctx, &cells[i].Failed, func() error { return openWindow(plan, targets[i], &open[i], transport, work, slowest/2) })
+			if err != nil {
 				return fmt.Errorf("%s over %s, %s, open loop: %w", targets[i].name, transport, c.name, err)
 			}
 		}
@@ -167,6 +169,26 @@ func measureCase(ctx context.Context, plan proxyPlan, targets []target, cells []
 		cells[i].P50, cells[i].P99 = rounded(median(o.p50)), rounded(median(o.p99))
 	}
 	return nil
+}
+
+// maxFailed is how many windows of one case may fail. A machine that stands still for longer than a proxy's timeout makes the
+// proxy answer with an error; the window is measured again and the result says so.
+const maxFailed = 3
+
+func retried(ctx context.Context, failed *[]string, window func() error) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := window()
+		if err == nil {
+			return nil
+		}
+		*failed = append(*failed, err.Error())
+		if len(*failed) > maxFailed {
+			return fmt.Errorf("%d windows failed, the last with: %w", len(*failed), err)
+		}
+	}
 }
 
 // closedWindow adds one round's figures to the cell.

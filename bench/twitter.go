@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +98,7 @@ func benchTwitter(ctx context.Context, s settings) (result, error) {
 		r.Ways[way.name] = f
 	}
 	with, without := r.Ways["cached"], r.Ways["no_cache"]
-	r.HitRate = float64(with.Hits) / math.Max(1, float64(with.Hits+with.Misses))
+	r.HitRate = rounded(float64(with.Hits) / float64(max(1, with.Hits+with.Misses)))
 	r.ReadsRatio = rounded(with.ReadsPerRequest / without.ReadsPerRequest)
 	r.LatencyRatio = rounded(with.Mean / without.Mean)
 	r.Seconds = rounded(time.Since(began).Seconds())
