@@ -110,14 +110,18 @@ func TestHandshakes(t *testing.T) {
 		"trusts another":          {Files{CA: filepath.Join(dir, "wrong-ca.pem"), Cert: good.Cert, Key: good.Key}, "localhost", false},
 		"trusts another, no name": {Files{CA: filepath.Join(dir, "wrong-ca.pem"), Cert: good.Cert, Key: good.Key}, "", false},
 	} {
-		clientErr, serverErr, _ := handshake(t, open(t, c.client).Client(c.host), server.Server(true))
+		config := open(t, c.client).Client(c.host)
+		if c.host == "" {
+			config = open(t, c.client).ClientOfAny()
+		}
+		clientErr, serverErr, _ := handshake(t, config, server.Server(true))
 		if got := clientErr == nil && serverErr == nil; got != c.ok {
 			t.Errorf("%s: client %v, server %v, want success %v", name, clientErr, serverErr, c.ok)
 		}
 	}
 	// The name is left out, not the purpose: a client's certificate serves nobody.
 	client := open(t, good)
-	if err, _, _ := handshake(t, client.Client(""), client.Server(false)); err == nil {
+	if err, _, _ := handshake(t, client.ClientOfAny(), client.Server(false)); err == nil {
 		t.Error("a client's certificate was taken for a server's")
 	}
 	old := open(t, good).Client("localhost")
@@ -248,9 +252,9 @@ func TestRules(t *testing.T) {
 
 func TestWriteDevelopment(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
-	d := Development{Regions: []string{"us-east", "eu-west"}, Names: []string{"a", "b"}, Hosts: []string{"10.0.0.5"}}
+	d := Development{Sidecars: []Sidecar{{"us-east", "a"}, {"us-east", "b"}, {"eu-west", "a"}}, Hosts: []string{"10.0.0.5"}}
 	made, err := WriteDevelopment(dir, d)
-	if err != nil || len(made) != 1+3+4 {
+	if err != nil || len(made) != 1+3+3 {
 		t.Fatalf("made %v, %v", made, err)
 	}
 	keys := 0
@@ -263,8 +267,8 @@ func TestWriteDevelopment(t *testing.T) {
 		}
 		return err
 	})
-	if keys != 8 {
-		t.Errorf("%d keys, want 8", keys)
+	if keys != 7 {
+		t.Errorf("%d keys, want 7", keys)
 	}
 	if _, err := WriteDevelopment(dir, d); !errors.Is(err, ErrThere) || !strings.Contains(err.Error(), "--force") {
 		t.Errorf("error %v, want that there are certificates", err)
@@ -288,7 +292,7 @@ func TestWriteDevelopment(t *testing.T) {
 	if clientErr, serverErr, _ := handshake(t, sidecar.Client("localhost"), plane.Server(true)); clientErr != nil || serverErr != nil {
 		t.Errorf("after all files are replaced: %v, %v", clientErr, serverErr)
 	}
-	for _, bad := range []Development{{Regions: []string{"x"}, Names: []string{"no/name"}}, {Regions: []string{"../x"}, Names: []string{"a"}}} {
+	for _, bad := range []Development{{Sidecars: []Sidecar{{"x", "no/name"}}}, {Sidecars: []Sidecar{{"../x", "a"}}}} {
 		empty := t.TempDir()
 		if _, err := WriteDevelopment(empty, bad); err == nil {
 			t.Errorf("%+v was taken", bad)

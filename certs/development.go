@@ -119,11 +119,13 @@ func (p Pair) Write(base string) error {
 
 // Development says whom to make certificates for.
 type Development struct {
-	Regions []string
-	Names   []string // of sidecars, in each region
-	Hosts   []string // names and addresses of control planes and Redis nodes, beside localhost
-	Force   bool     // replace what is there
+	Sidecars []Sidecar
+	Hosts    []string // names and addresses of control planes and Redis nodes, beside localhost
+	Force    bool     // replace what is there
 }
+
+// Sidecar is one by its region and name.
+type Sidecar struct{ Region, Name string }
 
 // Made is a file, or a pair of files, that WriteDevelopment made.
 type Made struct{ File, For string }
@@ -154,11 +156,9 @@ func WriteDevelopment(dir string, d Development) ([]Made, error) {
 		{"redis", "Redis nodes: tls-cert-file, tls-key-file", Leaf{Name: "redis", Hosts: append([]string{"redis"}, local...), Server: true}},
 		{"operator", "operators' commands: --tls-cert, --tls-key", Leaf{Name: "operator", SPIFFE: []string{"operator"}}},
 	}
-	for _, region := range d.Regions {
-		for _, name := range d.Names {
-			entries = append(entries, entry{filepath.Join(region, name), "sidecar " + name + " in " + region + ": --tls-cert, --tls-key",
-				Leaf{Name: name, SPIFFE: []string{region, name}, Hosts: []string{name}}})
-		}
+	for _, s := range d.Sidecars {
+		entries = append(entries, entry{filepath.Join(s.Region, s.Name), "sidecar " + s.Name + " in " + s.Region + ": --tls-cert, --tls-key",
+			Leaf{Name: s.Name, SPIFFE: []string{s.Region, s.Name}, Hosts: []string{s.Name}}})
 	}
 	pairs := make([]Pair, len(entries))
 	for i, e := range entries {

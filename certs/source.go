@@ -157,15 +157,19 @@ func (s *Source) Server(mutual bool) *tls.Config {
 	return outer
 }
 
-// Client is a client's configuration with what the files hold now: make one for each connection. An empty name takes
-// any certificate from the authorities.
+// Client is a client's configuration with what the files hold now: make one for each connection. The server's certificate
+// must hold the name; with "", that of the host to which the caller connects.
 func (s *Source) Client(serverName string) *tls.Config {
 	m := s.now()
-	c := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: m.authorities, Certificates: m.certificates, ServerName: serverName}
-	if serverName == "" {
-		c.InsecureSkipVerify = true // instead, VerifyConnection checks all but the name
-		c.VerifyConnection = func(state tls.ConnectionState) error { return chained(state, m.authorities) }
-	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: m.authorities, Certificates: m.certificates, ServerName: serverName}
+}
+
+// ClientOfAny is like Client and takes a server's certificate of any name from the authorities.
+func (s *Source) ClientOfAny() *tls.Config {
+	m := s.now()
+	c := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: m.authorities, Certificates: m.certificates}
+	c.InsecureSkipVerify = true // instead, VerifyConnection checks all but the name
+	c.VerifyConnection = func(state tls.ConnectionState) error { return chained(state, m.authorities) }
 	return c
 }
 

@@ -33,7 +33,11 @@ func logIn(o *redis.Options, a *mesh.RedisAccess) {
 			if err != nil {
 				return nil, err
 			}
-			dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: o.DialTimeout}, Config: source.Client(a.TLS.ServerName)}
+			config := source.Client(a.TLS.ServerName)
+			if a.TLS.ServerName == "" {
+				config = source.ClientOfAny()
+			}
+			dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: o.DialTimeout}, Config: config}
 			return dialer.DialContext(ctx, network, address)
 		}
 	}

@@ -200,7 +200,7 @@ func TestProbesLogInAndFollowRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	topology, _, err := build(first.mesh, "home")
+	topology, err := first.mesh.Topology("home")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,7 @@ const startTimeout = 60 * time.Second
 type Demo struct {
 	layout    layout
 	lock      *os.File
+	client    *http.Client // for the programs' pages
 	mu        sync.Mutex
 	processes []*process.Process // in the order in which they started
 	endpoints Endpoints
@@ -86,6 +87,16 @@ func (d *Demo) prepare() error {
 	for _, name := range append(old, endpointsFile(dir)) {
 		os.Remove(name)
 	}
+	if d.layout.options.TLS {
+		if err := d.layout.writeCertificates(); err != nil {
+			lock.Close()
+			return err
+		}
+	}
+	if d.client, err = d.layout.client(); err != nil {
+		lock.Close()
+		return err
+	}
 	return d.layout.writeMesh()
 }
 
@@ -117,6 +128,10 @@ func checkPorts(addresses map[string]string) error {
 func (d *Demo) start(ctx context.Context) error {
 	l := d.layout
 	note := l.options.Notes
+	servers, err := d.startConsul(ctx)
+	if err != nil {
+		return err
+	}
 	note("starting %d Redis nodes", len(l.regions)*len(pools)*shardsPerPool*nodesPerShard)
 	pids := map[int]int{}
 	for _, replicas := range []bool{false, true} {
@@ -124,16 +139,19 @@ func (d *Demo) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := d.register(ctx); err != nil {
+		return err
+	}
 	note("starting control planes and sidecars")
 	group, gctx := errgroup.WithContext(ctx)
 	endpoints := make([]RegionEndpoints, len(l.regions))
 	for i, r := range l.regions {
-		endpoints[i] = RegionEndpoints{Name: r.name, Sidecars: make([]SidecarEndpoints, len(r.sidecars))}
+		endpoints[i] = RegionEndpoints{Name: r.name, Consul: servers[r.name], Sidecars: make([]SidecarEndpoints, len(r.sidecars))}
 		command := l.controlplaneCommand(r)
 		group.Go(func() error {
-			p, err := d.run(gctx, r.name+"-controlplane", command, "http://"+r.http+"/readyz")
+			p, err := d.run(gctx, r.name+"-controlplane", command, l.url(r)+"/readyz")
 			if err == nil {
-				endpoints[i].Controlplane = ControlplaneEndpoints{XDS: r.xds, HTTP: "http://" + r.http, PID: p.PID(), Command: command}
+				endpoints[i].Controlplane = ControlplaneEndpoints{XDS: r.xds, HTTP: l.url(r), PID: p.PID(), Command: command}
 			}
 			return err
 		})
@@ -170,6 +188,9 @@ func (d *Demo) start(ctx context.Context) error {
 		return err
 	}
 	d.endpoints = Endpoints{Regions: endpoints}
+	if l.options.TLS {
+		d.endpoints.CA = l.options.certificates("ca.pem")
+	}
 	d.readEnvoyPIDs()
 	d.ready = time.Now()
 	return d.endpoints.write(l.options.Dir)
@@ -184,8 +205,7 @@ func (d *Demo) startNodes(ctx context.Context, replicas bool, pids map[int]int) 
 				continue
 			}
 			group.Go(func() error {
-				redis := process.Redis{Port: n.port, Dir: filepath.Join(d.layout.options.Dir, "logs"), ReplicaOf: n.replicaOf, MaxMemory: "64mb"}
-				p, err := redis.Start(ctx)
+				p, err := d.layout.redis(n).Start(ctx)
 				if err != nil {
 					return err
 				}
@@ -218,7 +238,7 @@ func (l layout) shardEndpoints(r regionLayout, pids map[int]int) []ShardEndpoint
 // run starts a program that is ready when a page of it answers 200.
 func (d *Demo) run(ctx context.Context, name string, command []string, page string) (*process.Process, error) {
 	p, err := process.Start(ctx, process.Spec{Name: name, Path: command[0], Args: command[1:], Log: d.layout.log(name),
-		Ready: func(ctx context.Context, _ int) error { return answers(ctx, page) }})
+		Ready: func(ctx context.Context, _ int) error { return d.answers(ctx, page) }})
 	if err != nil {
 		return nil, err
 	}
@@ -317,14 +337,14 @@ func (d *Demo) readEnvoyPIDs() (changed bool) {
 	return changed
 }
 
-func answers(ctx context.Context, page string) error {
+func (d *Demo) answers(ctx context.Context, page string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := d.client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 // Endpoints is DIR/endpoints.json: where a demo's processes are. Scripts read it, so its names are a contract.
 type Endpoints struct {
 	Console string            `json:"console"`
+	CA      string            `json:"ca,omitempty"` // file with the authority of all certificates, with --tls
 	Regions []RegionEndpoints `json:"regions"`
 }
 
@@ -19,6 +20,7 @@ type Endpoints struct {
 type RegionEndpoints struct {
 	Name         string                `json:"name"`
 	Controlplane ControlplaneEndpoints `json:"controlplane"`
+	Consul       *ConsulEndpoints      `json:"consul,omitempty"` // with --membership consul
 	Sidecars     []SidecarEndpoints    `json:"sidecars"`
 	Shards       []ShardEndpoints      `json:"shards"`
 }
@@ -28,6 +30,14 @@ type ControlplaneEndpoints struct {
 	XDS     string   `json:"xds"`
 	HTTP    string   `json:"http"`
 	PID     int      `json:"pid"`
+	Command []string `json:"command"`
+}
+
+// ConsulEndpoints is the Consul server of a region's datacenter. Command starts it again; all that it knows is in Data.
+type ConsulEndpoints struct {
+	Address string   `json:"address"`
+	PID     int      `json:"pid"`
+	Data    string   `json:"data"`
 	Command []string `json:"command"`
 }
 

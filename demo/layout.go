@@ -10,6 +10,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/process"
 )
 
 // Options are what a user may choose.
@@ -20,6 +21,8 @@ type Options struct {
 	Rate       int // requests a second in each region
 	PortOffset int // added to every port
 	DBLatency  time.Duration
+	Membership string // static or consul
+	TLS        bool   // everywhere but between an application and its sidecar
 	Cachemesh  string // the program to start control planes and sidecars with
 	Twitter    string // the example application
 	Notes      func(format string, args ...any)
@@ -53,6 +56,7 @@ type regionLayout struct {
 	xds, http string
 	sidecars  []sidecarLayout
 	nodes     []nodeLayout
+	consul    process.Consul
 }
 
 type sidecarLayout struct {
@@ -67,7 +71,7 @@ type nodeLayout struct {
 }
 
 func newLayout(o Options) layout {
-	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Pools: pools}}
+	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Pools: poolsWith(o)}}
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port+o.PortOffset) }
 	node := 7001 + o.PortOffset
 	sidecar := 0
@@ -99,6 +103,13 @@ func newLayout(o Options) layout {
 				spec.Shards = append(spec.Shards, shard)
 			}
 		}
+		if o.consul() {
+			r.consul = o.consulServer(i)
+			for j := range spec.Shards {
+				spec.Shards[j].Nodes = nil
+			}
+			l.mesh.Membership.Consul = &mesh.ConsulSpec{}
+		}
 		l.mesh.Regions = append(l.mesh.Regions, spec)
 		l.regions = append(l.regions, r)
 	}
@@ -124,6 +135,9 @@ func (l layout) addresses() map[string]string {
 			}
 			all[s.app] = "the application beside " + s.name
 		}
+		for _, a := range l.options.consulAddresses(r) {
+			all[a] = "the Consul server of " + r.name
+		}
 		for _, n := range r.nodes {
 			all[n.address()] = "a Redis of shard " + n.shard
 		}
@@ -142,13 +156,17 @@ func (l layout) writeMesh() error {
 }
 
 func (l layout) controlplaneCommand(r regionLayout) []string {
-	return []string{l.options.Cachemesh, "controlplane", "--config", l.meshFile(), "--region", r.name, "--xds", r.xds, "--http", r.http,
-		"--state", filepath.Join(l.options.Dir, r.name)}
+	command := append([]string{l.options.Cachemesh, "controlplane", "--config", l.meshFile(), "--region", r.name, "--xds", r.xds, "--http", r.http,
+		"--state", filepath.Join(l.options.Dir, r.name)}, l.options.controlplaneTLS()...)
+	if l.options.consul() {
+		command = append(command, "--consul", r.consul.Address())
+	}
+	return command
 }
 
 func (l layout) sidecarCommand(r regionLayout, s sidecarLayout) []string {
-	return []string{l.options.Cachemesh, "sidecar", "--region", r.name, "--name", s.name, "--controlplane", r.xds, "--dir", s.dir,
-		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics}
+	return append([]string{l.options.Cachemesh, "sidecar", "--region", r.name, "--name", s.name, "--controlplane", r.xds, "--dir", s.dir,
+		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics}, l.options.sidecarTLS(r.name, s.name)...)
 }
 
 // peers tells each application where those of the other regions are.

@@ -86,8 +86,12 @@ func (d *Demo) Run(ctx context.Context, live func(elapsed time.Duration, traffic
 	for i, r := range d.layout.regions {
 		m := &regionMeter{layout: r, nodes: map[string]*redis.Client{}, roles: map[string]string{}}
 		for _, n := range r.nodes {
-			m.nodes[n.address()] = redis.NewClient(&redis.Options{Addr: n.address(), PoolSize: 1, MaxRetries: -1,
-				DialTimeout: time.Second, ReadTimeout: time.Second, DisableIdentity: true})
+			options, err := d.layout.redis(n).Options()
+			if err != nil {
+				return Summary{}, err
+			}
+			options.ReadTimeout = time.Second
+			m.nodes[n.address()] = redis.NewClient(options)
 		}
 		defer m.close()
 		meters[i] = m

@@ -24,6 +24,7 @@ func newCert() *cobra.Command {
 func newCertDev() *cobra.Command {
 	var d certs.Development
 	var dir string
+	var regions, names []string
 	cmd := &cobra.Command{
 		Use:   "dev --dir DIR",
 		Short: "Make a development CA and certificates for all that a mesh needs",
@@ -38,12 +39,17 @@ with that region and name. One is made for each name in each region.`,
 			if dir == "" {
 				return usage("--dir is missing: name the folder for the certificates")
 			}
-			if len(d.Names) == 0 {
+			if len(names) == 0 {
 				host, err := os.Hostname()
 				if err != nil {
 					return usage("--name is missing, and the host has no name: %v", err)
 				}
-				d.Names = []string{host}
+				names = []string{host}
+			}
+			for _, region := range regions {
+				for _, name := range names {
+					d.Sidecars = append(d.Sidecars, certs.Sidecar{Region: region, Name: name})
+				}
 			}
 			made, err := certs.WriteDevelopment(dir, d)
 			if err != nil {
@@ -55,8 +61,8 @@ with that region and name. One is made for each name in each region.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&dir, "dir", "", "folder for the certificates, made if missing")
-	f.StringSliceVar(&d.Regions, "region", []string{"home"}, "region of the sidecars, once for each")
-	f.StringSliceVar(&d.Names, "name", nil, "name of a sidecar in each region, once for each (default: the host's name)")
+	f.StringSliceVar(&regions, "region", []string{"home"}, "region of the sidecars, once for each")
+	f.StringSliceVar(&names, "name", nil, "name of a sidecar in each region, once for each (default: the host's name)")
 	f.StringSliceVar(&d.Hosts, "host", nil, "name or address of control planes and Redis nodes beside localhost, once for each")
 	f.BoolVar(&d.Force, "force", false, "replace certificates that are there")
 	cmd.MarkFlagDirname("dir")

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/controlplane"
 	"github.com/cachemesh/cachemesh/demo"
 	"github.com/cachemesh/cachemesh/mesh"
@@ -26,13 +30,36 @@ const defaultDir = ".demo"
 type meshFlags struct {
 	dir           string
 	controlplanes []string
+	tls           certs.Files
 }
 
 func (m *meshFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&m.dir, "dir", "", "folder of a running demo (default "+defaultDir+", if a mesh runs from it)")
 	f.StringSliceVar(&m.controlplanes, "controlplane", nil, "URL of a region's control plane, once for each region (or CACHEMESH_CONTROLPLANE, separated by commas)")
+	f.StringVar(&m.tls.CA, "tls-ca", "", "PEM file with the authority of the control planes' certificates (or CACHEMESH_TLS_CA; default: --dir's, else the system's)")
+	f.StringVar(&m.tls.Cert, "tls-cert", "", "PEM file with a certificate for control planes that ask for one (or CACHEMESH_TLS_CERT)")
+	f.StringVar(&m.tls.Key, "tls-key", "", "PEM file with its key (or CACHEMESH_TLS_KEY)")
 	cmd.MarkFlagDirname("dir")
+}
+
+// client speaks TLS to https URLs as the flags, the environment or the demo's folder say.
+func (m *meshFlags) client() (*http.Client, error) {
+	files := certs.Files{
+		CA:   cmp.Or(m.tls.CA, os.Getenv("CACHEMESH_TLS_CA")),
+		Cert: cmp.Or(m.tls.Cert, os.Getenv("CACHEMESH_TLS_CERT")),
+		Key:  cmp.Or(m.tls.Key, os.Getenv("CACHEMESH_TLS_KEY")),
+	}
+	if fromDemo := m.dir != "" || os.Getenv("CACHEMESH_CONTROLPLANE") == ""; fromDemo && files.CA == "" && len(m.controlplanes) == 0 {
+		if e, err := demo.ReadEndpoints(cmp.Or(m.dir, defaultDir)); err == nil {
+			files.CA = e.CA
+		}
+	}
+	source, err := certs.Open(files, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: source.Client("")}}, nil
 }
 
 // urls finds the control planes, one a region, the first region's first.
@@ -75,7 +102,7 @@ func checkURLs(flag string, urls []string) ([]string, error) {
 }
 
 // get reads one page of a control plane's API.
-func get[T any](ctx context.Context, base, path string) (T, error) {
+func get[T any](ctx context.Context, m *meshFlags, base, path string) (T, error) {
 	var v T
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -83,7 +110,16 @@ func get[T any](ctx context.Context, base, path string) (T, error) {
 	if err != nil {
 		return v, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client, err := m.client()
+	if err != nil {
+		return v, err
+	}
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return v, fmt.Errorf("the control plane's certificate is not trusted: %w: name its authority with --tls-ca", err)
+	}
 	if err != nil {
 		return v, fmt.Errorf("the control plane does not answer (its sidecars keep serving): %w", err)
 	}
@@ -107,7 +143,7 @@ func (m *meshFlags) topologyOf(ctx context.Context, region string) (mesh.Topolog
 	var names []string
 	var failed error
 	for _, u := range urls {
-		t, err := get[mesh.Topology](ctx, u, "/v1/topology")
+		t, err := get[mesh.Topology](ctx, m, u, "/v1/topology")
 		if err != nil {
 			if failed = err; region == "" {
 				return t, err
@@ -134,7 +170,7 @@ func (m *meshFlags) statuses(ctx context.Context) ([]controlplane.Status, []erro
 	var all []controlplane.Status
 	var failed []error
 	for _, u := range urls {
-		s, err := get[controlplane.Status](ctx, u, "/v1/status")
+		s, err := get[controlplane.Status](ctx, m, u, "/v1/status")
 		if err != nil {
 			failed = append(failed, err)
 			continue

@@ -38,7 +38,11 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 			if o.Twitter, err = process.Find("twitter"); err != nil {
 				return fmt.Errorf("the example application: %w", err)
 			}
-			for _, tool := range []string{"redis-server", "envoy"} {
+			tools := []string{"redis-server", "envoy"}
+			if o.Membership == "consul" {
+				tools = append(tools, "consul")
+			}
+			for _, tool := range tools {
 				if _, err := process.Find(tool); err != nil {
 					return err
 				}
@@ -53,7 +57,10 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 	f.BoolVar(&o.NoLoad, "no-load", false, "start everything but the load generators")
 	f.IntVar(&o.Rate, "rate", 700, "requests a second in each region")
 	f.IntVar(&o.PortOffset, "port-offset", 0, "add this to every port")
+	f.BoolVar(&o.TLS, "tls", false, "TLS and passwords everywhere but between an application and its sidecar")
 	f.DurationVar(&o.DBLatency, "db-latency", 0, "imitate a distant database")
+	o.Membership = "static"
+	f.Var(&choice{value: &o.Membership, of: []string{"static", "consul"}}, "membership", "where nodes are known from: static (mesh.yaml) or consul (two Consul servers)")
 	cmd.MarkFlagDirname("dir")
 	return cmd
 }
