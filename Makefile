@@ -47,7 +47,7 @@ race: tools consul clients ## the tests, with the race detector
 
 .PHONY: golden
 golden: ## rewrite golden files, generated pages and the schema, then look at the diff
-	@go test ./mesh ./envoy -update
+	@go test ./mesh ./envoy ./observability/dashboards -update
 	@go generate ./commands
 
 .PHONY: vectors

@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"controlplane":              {"consul", "controlplane/xds", "envoy", "mesh"},
 	"sidecar":                   {"certs", "envoy", "process"},
 	"inject":                    {},
-	"demo":                      {"consul", "mesh", "process"},
+	"demo":                      {"consul", "mesh", "observability", "process"},
 	"cmd/cachemesh":             {"certs", "commands", "consul", "controlplane", "controlplane/xds", "demo", "envoy", "inject", "mesh", "process", "ring", "sidecar"},
 	"examples/twitter":          {"examples/twitter/app", "examples/twitter/load", "examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/app":      {"examples/twitter/store", "examples/twitter/workload"},
@@ -36,6 +36,8 @@ var allowed = map[string][]string{
 	"examples/twitter/store":    {},
 	"examples/twitter/workload": {"examples/twitter/store"},
 	"bench":                     {"process", "ring"},
+	"observability":             {},
+	"observability/dashboards":  {},
 	"test":                      {},
 }
 
@@ -45,6 +47,7 @@ var only = map[string][]string{
 	"github.com/envoyproxy/go-control-plane/envoy/extensions/": {"envoy"},
 	"github.com/spf13/cobra":                                   {"cmd/cachemesh", "bench", "examples/twitter"},
 	"github.com/hashicorp/consul/api":                          {"consul"},
+	"github.com/grafana/grafana-foundation-sdk/":               {"observability/dashboards"},
 	"github.com/fsnotify/fsnotify":                             {"controlplane"},
 	"github.com/spiffe/go-spiffe/":                             {"certs"},
 	"github.com/goccy/go-yaml":                                 {"mesh", "demo", "cmd/cachemesh", "inject"},

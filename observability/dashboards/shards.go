@@ -1,0 +1,56 @@
+package dashboards
+
+import "github.com/grafana/grafana-foundation-sdk/go/units"
+
+// shards answers which shard is busy, full, cold or down.
+var shards = page{
+	uid: "cachemesh-shards", title: "cachemesh: shards", about: "Which shard is busy, full, cold or down. Figures are those of primaries unless said.",
+	variables: []variable{byRegion, byPool},
+	rows: []row{
+		{title: "Spread", panels: []panel{
+			{title: "Commands, busiest over mean", about: "1 is an even spread.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`region_pool:cachemesh_shard_commands:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
+			{title: "Keys, fullest over mean", about: "1 is an even spread; the ring alone decides it.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`region_pool:cachemesh_shard_keys:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
+			{title: "Memory, fullest over mean", unit: units.Short, number: true, width: 6,
+				queries: []query{{`region_pool:cachemesh_shard_memory_bytes:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
+			{title: "Nodes that do not answer", unit: units.Short, number: true, width: 6,
+				queries: []query{{`sum by (region) (1 - max by (region, pool, shard, node) (cachemesh_shard_up{region=~"$region", pool=~"$pool"}))`, "{{region}}"}}},
+		}},
+		{title: "Load", panels: []panel{
+			{title: "Commands", about: "As Redis counts, those of replication and probes included.", unit: units.OpsPerSecond, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_commands:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Requests of sidecars", unit: units.RequestsPerSecond, width: 8,
+				queries: []query{{`region_pool_shard:envoy_cluster_endpoint_rq:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Time-outs and failed connections of sidecars", unit: units.OpsPerSecond, width: 8,
+				queries: []query{
+					{`region_pool_shard:envoy_cluster_endpoint_rq_timeout:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}} time-outs"},
+					{`region_pool_shard:envoy_cluster_endpoint_cx_connect_fail:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}} connections"},
+				}},
+			{title: "Look-ups", unit: units.OpsPerSecond, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_lookups:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Hit rate", unit: units.PercentUnit, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_hits:ratio1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Connections", about: "To the node, those of probes and replicas included.", unit: units.Short, width: 8,
+				queries: []query{{`max by (region, shard) (cachemesh_shard_clients{region=~"$region", pool=~"$pool", role="primary"})`, "{{region}} {{shard}}"}}},
+		}},
+		{title: "Content", panels: []panel{
+			{title: "Keys", unit: units.Short, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_keys:max{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Memory", unit: units.BytesIEC, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_memory_bytes:max{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Memory, of its limit", about: "Only nodes that have a limit.", unit: units.PercentUnit, width: 8,
+				queries: []query{{`max by (region, shard) (cachemesh_shard_memory_bytes{region=~"$region", pool=~"$pool", role="primary"} / (cachemesh_shard_memory_limit_bytes > 0))`, "{{region}} {{shard}}"}}},
+			{title: "Evictions", unit: units.OpsPerSecond, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_evictions:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+			{title: "Expirations", unit: units.OpsPerSecond, width: 8,
+				queries: []query{{`region_pool_shard:cachemesh_shard_expirations:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
+		}},
+		{title: "Nodes", panels: []panel{
+			{title: "Nodes that answer", unit: units.Short, width: 12,
+				queries: []query{{`sum by (region, pool, role) (max by (region, pool, shard, node, role) (cachemesh_shard_up{region=~"$region", pool=~"$pool"}))`, "{{region}} {{pool}} {{role}}"}}},
+			{title: "Nodes in another role than the mesh says", unit: units.Short, width: 12,
+				queries: []query{{`sum by (region, pool) (max by (region, pool, shard, node) (cachemesh_shard_role_mismatch{region=~"$region", pool=~"$pool"}))`, "{{region}} {{pool}}"}}},
+		}},
+	},
+}
