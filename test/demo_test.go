@@ -275,7 +275,7 @@ func TestDemoIsInterrupted(t *testing.T) {
 
 	// A role that changes is rewritten.
 	node := d.endpoints.Regions[1].Shards[2].Nodes[1]
-	if err := newClient(t, &redis.Options{Addr: node.Address}).SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := newClient(t, &redis.Options{Addr: node.Address}).ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 15*time.Second, func() error {

@@ -34,7 +34,7 @@ func TestPrimaryIsReplacedUnderLoad(t *testing.T) {
 	load := startLoad(t, s.over()["RESP2"], keys)
 	load.waitMore(t, 500)
 
-	if err := newClient(t, &redis.Options{Addr: replica}).SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := newClient(t, &redis.Options{Addr: replica}).ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	shard.Nodes = []string{replica, old}
