@@ -153,6 +153,27 @@ func TestRegistrationsOfTwoDatacentersAreSeen(t *testing.T) {
 	}
 }
 
+// A blocking query that ends because nothing happened says that all is well.
+func TestAQuietCatalogueStaysKnown(t *testing.T) {
+	t.Parallel()
+	s := servers(t, "east")[0]
+	start(t, s)
+	c := client(t, mesh.ConsulSpec{Address: s.Address()})
+	if err := c.Register(t.Context(), node("a", "127.0.0.1:7001")); err != nil {
+		t.Fatal(err)
+	}
+	// Its check's output, connection refused, is the last thing that happens.
+	seen := watch(t, s, "east")
+	until(t, seen, "the registration", lists("a"))
+	for quiet := 0; quiet < 2; {
+		last := until(t, seen, "any report", func(consul.Catalogue) bool { return true })
+		if !lists("a")(last) {
+			t.Fatalf("report %+v, want the registration", last)
+		}
+		quiet++
+	}
+}
+
 func TestAWatchSurvivesARestartAndAWipedConsul(t *testing.T) {
 	t.Parallel()
 	s := servers(t, "east")[0]

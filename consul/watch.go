@@ -20,7 +20,7 @@ import (
 const (
 	// waitTime is how long a blocking query waits for a change. It bounds how long a Consul that lost its leader goes
 	// unnoticed: a query that waits is not told.
-	waitTime = 10 * time.Second
+	waitTime = 5 * time.Second
 	// maxStale is how far behind its leader a server may be. Any server may answer, so that a region's control planes
 	// do not depend on one; a leader's heartbeat comes several times a second.
 	maxStale = 10 * time.Second
@@ -111,6 +111,9 @@ func (c *Client) query(ctx context.Context, datacenter string, index uint64) ([]
 		return nil, nil, err
 	}
 	o.AllowStale, o.WaitIndex, o.WaitTime = true, index, waitTime
+	// An answer that is sorted by distance comes from a server. Agents give others from a stream of theirs, without a word on
+	// whether there is a leader.
+	o.Near = "_agent"
 	entries, meta, err := c.api.Health().Service(Service, "", false, o)
 	if err == nil {
 		err = usable(meta)

@@ -42,6 +42,7 @@ type Config struct {
 	Region   string // "" is the file's only region
 	XDS      string // IP:port of the gRPC server
 	HTTP     string // IP:port of the API
+	Consul   string // address of the region's Consul; "" is the one in File
 	State    string // folder for what must survive a restart; "" keeps nothing
 	TLS      TLS    // of both
 	Insecure bool   // allow plaintext listeners beyond loopback
@@ -99,7 +100,7 @@ func Run(ctx context.Context, config Config) error {
 	c.prober = newProber()
 	c.metrics = newMetrics(c)
 	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Authorise: c.authorise(), Observe: c})
-	nodes := newMembership(source, read, config.Region, c.prober, config.Logger)
+	nodes := newMembership(source, read, config, c.prober)
 	first, err := nodes.first()
 	if err != nil {
 		return err

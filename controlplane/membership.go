@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,12 +54,12 @@ type ConsulStatus struct {
 }
 
 // newMembership chooses by what the mesh says.
-func newMembership(source *fileSource, r reading, region string, prober *prober, log *slog.Logger) membership {
-	m := fileMembership{source: source, region: region, prober: prober, reading: r}
+func newMembership(source *fileSource, r reading, config Config, prober *prober) membership {
+	m := fileMembership{source: source, region: config.Region, prober: prober, reading: r}
 	if r.mesh.Membership.Consul == nil {
 		return &m
 	}
-	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, log: log}
+	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, address: config.Consul, log: config.Logger}
 }
 
 // fileMembership is static: all nodes are in mesh.yaml.
@@ -129,8 +130,9 @@ func send[T any](ctx context.Context, ch chan<- T, v T) error {
 // consulMembership has pools and routes from mesh.yaml and nodes from Consul. Its loop owns all of its state.
 type consulMembership struct {
 	fileMembership
-	spec mesh.ConsulSpec
-	log  *slog.Logger
+	spec    mesh.ConsulSpec // as the file has it
+	address string          // instead of the file's
+	log     *slog.Logger
 
 	mesh       *mesh.Mesh // the last good one
 	fileErr    error
@@ -139,6 +141,13 @@ type consulMembership struct {
 	status     ConsulStatus
 	sent       update
 	datacenter string
+}
+
+// server is how to reach this region's Consul.
+func (c *consulMembership) server() mesh.ConsulSpec {
+	spec := c.spec
+	spec.Address = cmp.Or(c.address, spec.Address)
+	return spec
 }
 
 func (c *consulMembership) stateFile() string { return filepath.Join(c.source.state, "members.json") }
@@ -150,7 +159,7 @@ func (c *consulMembership) first() (update, error) {
 		return update{}, err
 	}
 	c.datacenter, c.fileErr = region.Datacenter, c.reading.err
-	client, err := consul.New(c.spec)
+	client, err := consul.New(c.server())
 	if err != nil {
 		return update{}, err
 	}
@@ -175,7 +184,7 @@ func (c *consulMembership) watch(ctx context.Context, updates chan<- update) err
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.source.watch(ctx, readings) })
 	group.Go(func() error {
-		return consul.Watch(ctx, c.spec, c.datacenter, func(seen consul.Catalogue) { send(ctx, catalogues, seen) })
+		return consul.Watch(ctx, c.server(), c.datacenter, func(seen consul.Catalogue) { send(ctx, catalogues, seen) })
 	})
 	group.Go(func() error {
 		for {

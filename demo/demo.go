@@ -97,6 +97,10 @@ func (d *Demo) prepare() error {
 		lock.Close()
 		return err
 	}
+	if err := d.layout.writePrometheus(); err != nil {
+		lock.Close()
+		return err
+	}
 	return d.layout.writeMesh()
 }
 

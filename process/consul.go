@@ -29,26 +29,35 @@ func (c Consul) name() string { return fmt.Sprintf("consul-%s-%d", c.Datacenter,
 // Data is the folder that holds all that it knows.
 func (c Consul) Data() string { return filepath.Join(c.Dir, c.name()) }
 
-// Start runs the server and waits until its datacenter has a leader.
-func (c Consul) Start(ctx context.Context) (*Process, error) {
+// Command runs the server.
+func (c Consul) Command() ([]string, error) {
 	path, err := Find("consul")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (`make consul` builds it)", err)
 	}
-	if err := os.MkdirAll(c.Data(), 0o700); err != nil {
-		return nil, err
-	}
-	args := []string{"agent", "-server", "-bootstrap-expect=1", "-node=" + c.name(), "-datacenter=" + c.Datacenter, "-data-dir=" + c.Data(),
+	command := []string{path, "agent", "-server", "-bootstrap-expect=1", "-node=" + c.name(), "-datacenter=" + c.Datacenter, "-data-dir=" + c.Data(),
 		"-bind=127.0.0.1", "-advertise=127.0.0.1", "-client=127.0.0.1", "-log-level=warn", "-disable-host-node-id",
 		// An election takes seconds with the default, which allows for slow disks and networks.
 		"-hcl=performance { raft_multiplier = 1 }", "-hcl=disable_update_check = true",
 		"-http-port=" + strconv.Itoa(c.HTTP), "-server-port=" + strconv.Itoa(c.RPC), "-serf-lan-port=" + strconv.Itoa(c.LAN),
 		"-serf-wan-port=" + strconv.Itoa(c.WAN), "-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"}
 	for _, port := range c.JoinWAN {
-		args = append(args, "-retry-join-wan=127.0.0.1:"+strconv.Itoa(port))
+		command = append(command, "-retry-join-wan=127.0.0.1:"+strconv.Itoa(port))
+	}
+	return append(command, c.Args...), nil
+}
+
+// Start runs the server and waits until its datacenter has a leader.
+func (c Consul) Start(ctx context.Context) (*Process, error) {
+	command, err := c.Command()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Data(), 0o700); err != nil {
+		return nil, err
 	}
 	return Start(ctx, Spec{
-		Name: c.name(), Path: path, Args: append(args, c.Args...), Log: filepath.Join(c.Dir, c.name()+".log"),
+		Name: c.name(), Path: command[0], Args: command[1:], Log: filepath.Join(c.Dir, c.name()+".log"),
 		Ready: func(ctx context.Context, _ int) error { return c.hasLeader(ctx) },
 	})
 }

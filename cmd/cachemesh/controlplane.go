@@ -36,6 +36,7 @@ planes may serve one region. When none runs, sidecars keep serving what they hav
 	f.StringVar(&c.Region, "region", "", "region to serve; may be left out when the file has one")
 	f.StringVar(&c.XDS, "xds", "127.0.0.1:18000", "IP:port where sidecars connect")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:18080", "IP:port of the HTTP API and metrics")
+	f.StringVar(&c.Consul, "consul", "", "address of this region's Consul, instead of the one in the mesh.yaml's membership.consul (or CONSUL_HTTP_ADDR)")
 	f.StringVar(&c.State, "state", "", "folder that keeps the last good configuration over restarts")
 	f.StringVar(&c.TLS.Cert, "tls-cert", "", "PEM file with this control plane's certificate, for xDS and HTTP; taken anew when it rotates, like the others")
 	f.StringVar(&c.TLS.Key, "tls-key", "", "PEM file with its key")
