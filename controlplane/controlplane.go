@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9/logging"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
@@ -81,6 +82,7 @@ func Run(ctx context.Context, config Config) error {
 			return err
 		}
 	}
+	logging.Disable() // the Redis client would write to standard error what status shows
 	certificates, err := config.TLS.open(config.Logger)
 	if err != nil {
 		return err

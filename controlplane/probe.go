@@ -150,7 +150,7 @@ func (p *prober) client(address string, access *mesh.RedisAccess) *redis.Client 
 		old.Close()
 	}
 	options := &redis.Options{
-		Addr: address, PoolSize: 1, MaxRetries: -1, DisableIdentity: true, ContextTimeoutEnabled: true,
+		Addr: address, PoolSize: 1, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, ContextTimeoutEnabled: true,
 		DialTimeout: probeTimeout, ReadTimeout: probeTimeout, WriteTimeout: probeTimeout,
 	}
 	logIn(options, access)

@@ -42,7 +42,7 @@ type BootstrapConfig struct {
 	Metadata map[string]string // under MetadataKey of the node's metadata
 	// TLS of the connection to host:port; nil is plaintext. ServerName is the host of XDS unless it is set.
 	TLS *mesh.TLSFiles
-	// Secrets is where BootstrapSecrets is kept for Envoy; needed with TLS.
+	// Secrets is the folder where Envoy finds the files of BootstrapSecrets; needed with TLS.
 	Secrets string
 }
 
@@ -68,10 +68,7 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 		return nil, err
 	}
 	if c.TLS != nil {
-		xds.TransportSocket = clientTLS(bootstrapSecrets, c.tlsFiles(), &corev3.ConfigSource{
-			ResourceApiVersion:    corev3.ApiVersion_V3,
-			ConfigSourceSpecifier: &corev3.ConfigSource_PathConfigSource{PathConfigSource: &corev3.PathConfigSource{Path: c.Secrets}},
-		})
+		xds.TransportSocket = clientTLS(bootstrapSecrets, c.tlsFiles(), fileSource(c.Secrets))
 	}
 	overload, err := overloadManager()
 	if err != nil {

@@ -51,19 +51,19 @@ func clientSecrets(names secretNames, t mesh.TLSFiles) []*tlsv3.Secret {
 	return all
 }
 
-// clientTLS is how a cluster connects: TLS 1.3, with secrets from source.
-func clientTLS(names secretNames, t mesh.TLSFiles, source *corev3.ConfigSource) *corev3.TransportSocket {
+// clientTLS is how a cluster connects: TLS 1.3, with each secret from its source.
+func clientTLS(names secretNames, t mesh.TLSFiles, source func(name string) *corev3.ConfigSource) *corev3.TransportSocket {
 	common := &tlsv3.CommonTlsContext{
 		TlsParams: &tlsv3.TlsParameters{
 			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, // an Envoy that connects takes 1.2 at most by default
 		},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
-			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: names.authorities, SdsConfig: source},
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: names.authorities, SdsConfig: source(names.authorities)},
 		},
 	}
 	if t.CertFile != "" {
-		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{{Name: names.certificate, SdsConfig: source}}
+		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{{Name: names.certificate, SdsConfig: source(names.certificate)}}
 	}
 	upstream := &tlsv3.UpstreamTlsContext{CommonTlsContext: common}
 	if _, err := netip.ParseAddr(t.ServerName); err != nil {
@@ -82,7 +82,7 @@ func logIn(c *clusterv3.Cluster, p mesh.Pool) {
 		return
 	}
 	if a.TLS != nil {
-		c.TransportSocket = clientTLS(poolSecrets(p.Name), *a.TLS, adsSource())
+		c.TransportSocket = clientTLS(poolSecrets(p.Name), *a.TLS, func(string) *corev3.ConfigSource { return adsSource() })
 	}
 	options := new(redisv3.RedisProtocolOptions)
 	switch {
@@ -115,21 +115,40 @@ func watched(paths ...string) *corev3.WatchedDirectory {
 	return &corev3.WatchedDirectory{Path: folder}
 }
 
-// bootstrapSecrets are the names in the file that BootstrapSecrets makes.
+// bootstrapSecrets are the names in the files that BootstrapSecrets makes.
 var bootstrapSecrets = secretNames{"ca", "certificate"}
 
-// BootstrapSecrets is the file c.Secrets, as JSON: where an Envoy without an agent finds its certificates for xDS.
-func BootstrapSecrets(c BootstrapConfig) ([]byte, error) {
-	var resources []json.RawMessage
+// secretFile is where an Envoy without an agent finds a secret.
+func secretFile(folder, name string) string { return filepath.Join(folder, name+".json") }
+
+func fileSource(folder string) func(name string) *corev3.ConfigSource {
+	return func(name string) *corev3.ConfigSource {
+		return &corev3.ConfigSource{
+			ResourceApiVersion: corev3.ApiVersion_V3,
+			ConfigSourceSpecifier: &corev3.ConfigSource_PathConfigSource{PathConfigSource: &corev3.PathConfigSource{
+				Path: secretFile(folder, name),
+			}},
+		}
+	}
+}
+
+// BootstrapSecrets are the files of the folder c.Secrets, as JSON by path, from which an Envoy without an agent has its
+// certificates for xDS. Envoy takes one secret from a file.
+func BootstrapSecrets(c BootstrapConfig) (map[string][]byte, error) {
+	files := map[string][]byte{}
 	for _, s := range clientSecrets(bootstrapSecrets, c.tlsFiles()) {
 		if err := s.ValidateAll(); err != nil {
 			return nil, err
 		}
-		data, err := protojson.Marshal(pack(s))
+		resource, err := protojson.Marshal(pack(s))
 		if err != nil {
 			return nil, err
 		}
-		resources = append(resources, data)
+		data, err := indent(json.Marshal(map[string]any{"resources": []json.RawMessage{resource}}))
+		if err != nil {
+			return nil, err
+		}
+		files[secretFile(c.Secrets, s.Name)] = data
 	}
-	return indent(json.Marshal(map[string]any{"resources": resources}))
+	return files, nil
 }

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -49,19 +50,20 @@ func newControlPlanes(c Config, source *certs.Source) *controlPlanes {
 }
 
 // credentials are made for each connection, of what the certificates' files hold then.
-func (c *controlPlanes) credentials(address string) (credentials.TransportCredentials, error) {
+func (c *controlPlanes) credentials(address string) credentials.TransportCredentials {
 	if c.tls == nil {
-		return insecure.NewCredentials(), nil
+		return insecure.NewCredentials()
 	}
-	name := c.name
-	if name == "" {
-		host, _, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		name = host
+	return credentials.NewTLS(c.tls.Client(c.serverName(address)))
+}
+
+// serverName is what the certificate of the control plane there must hold.
+func (c *controlPlanes) serverName(address string) string {
+	if c.name != "" {
+		return c.name
 	}
-	return credentials.NewTLS(c.tls.Client(name)), nil
+	host, _, _ := net.SplitHostPort(address)
+	return host
 }
 
 // upstream is a stream to a control plane that has answered.
@@ -103,11 +105,7 @@ func (c *controlPlanes) open(ctx context.Context, first *discovery.DeltaDiscover
 // now and not by a keepalive on an old connection. Envoy's first request asks for all clusters, which every
 // control plane that works answers, be it with nothing.
 func (c *controlPlanes) dial(ctx context.Context, address string, first *discovery.DeltaDiscoveryRequest, patience time.Duration) (*upstream, error) {
-	secured, err := c.credentials(address)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := grpc.NewClient(address, append(c.options[:len(c.options):len(c.options)], grpc.WithTransportCredentials(secured))...)
+	conn, err := grpc.NewClient(address, append(c.options[:len(c.options):len(c.options)], grpc.WithTransportCredentials(c.credentials(address)))...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +119,9 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 		timeout = patience // thousands that return at once make a control plane slow at handshakes, too
 	}
 	if err := connect(ctx, conn, timeout); err != nil {
+		if refusal := c.refusal(ctx, address); refusal != nil {
+			err = refusal
+		}
 		u.close()
 		return nil, err
 	}
@@ -139,6 +140,30 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 		return nil, err
 	}
 	return u, nil
+}
+
+// refusal is why TLS fails, nil if it does not: gRPC often writes into a closed connection before it reads the reason.
+func (c *controlPlanes) refusal(ctx context.Context, address string) error {
+	if c.tls == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	config := c.tls.Client(c.serverName(address))
+	config.NextProtos = []string{"h2"}
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("no connection: %w", err)
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetReadDeadline(deadline)
+	// With TLS 1.3, the server's verdict on the certificate comes when the client is done.
+	var alert tls.AlertError
+	if _, err = conn.Read(make([]byte, 1)); errors.As(err, &alert) {
+		return fmt.Errorf("the control plane refuses this sidecar's certificate: %w", err)
+	}
+	return nil
 }
 
 func connect(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
