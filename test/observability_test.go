@@ -1,0 +1,322 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/process"
+)
+
+// question is a query that a dashboard or a rule asks.
+type question struct{ kind, name, query string }
+
+// questions are all that observability/ asks, as it may be asked of any Prometheus: without Grafana's variables, and
+// without the comparisons of alerts, which are false while all is well.
+func questions(t *testing.T) []question {
+	t.Helper()
+	var all []question
+	variables := strings.NewReplacer("$__rate_interval", "1m", "$region", ".*", "$pool", ".*")
+	add := func(kind, name, query string) {
+		query = variables.Replace(query)
+		if query == "" || strings.Contains(query, "$") && !strings.Contains(query, `"$1"`) {
+			t.Errorf("%s %s asks %q", kind, name, query)
+		}
+		all = append(all, question{kind, name, query})
+	}
+	pages, err := filepath.Glob("../observability/grafana/dashboards/*.json")
+	if err != nil || len(pages) != 3 {
+		t.Fatalf("the dashboards are %q, %v", pages, err)
+	}
+	for _, path := range pages {
+		var page struct {
+			Title  string `json:"title"`
+			Panels []struct {
+				Type    string `json:"type"`
+				Title   string `json:"title"`
+				Targets []struct {
+					Expr string `json:"expr"`
+				} `json:"targets"`
+			} `json:"panels"`
+			Templating struct {
+				List []struct {
+					Type  string `json:"type"`
+					Name  string `json:"name"`
+					Query any    `json:"query"`
+				} `json:"list"`
+			} `json:"templating"`
+		}
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(data, &page)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range page.Panels {
+			if p.Type != "row" && len(p.Targets) == 0 {
+				t.Errorf("%s: the panel %q asks nothing", page.Title, p.Title)
+			}
+			for _, target := range p.Targets {
+				add("panel", page.Title+": "+p.Title, target.Expr)
+			}
+		}
+		for _, v := range page.Templating.List {
+			if v.Type != "query" {
+				continue
+			}
+			found := regexp.MustCompile(`^label_values\((.+), (\w+)\)$`).FindStringSubmatch(fmt.Sprint(v.Query))
+			if found == nil {
+				t.Fatalf("%s: the variable %s asks %v", page.Title, v.Name, v.Query)
+			}
+			add("variable", page.Title+": "+v.Name, fmt.Sprintf("count by (%s) (%s)", found[2], found[1]))
+		}
+	}
+	for _, file := range []string{"recording.yml", "alerts.yml"} {
+		var rules struct {
+			Groups []struct {
+				Rules []struct{ Record, Alert, Expr string } `yaml:"rules"`
+			} `yaml:"groups"`
+		}
+		data, err := os.ReadFile("../observability/prometheus/" + file)
+		if err == nil {
+			err = yaml.Unmarshal(data, &rules)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range rules.Groups {
+			for _, r := range g.Rules {
+				if r.Record != "" {
+					add("recording rule", r.Record, r.Expr)
+					add("recorded series", r.Record, r.Record)
+					continue
+				}
+				for line := range strings.Lines(r.Expr) {
+					compared := regexp.MustCompile(`^(?:and )?(.+) (?:==|>|<) [0-9.]+$`).FindStringSubmatch(strings.TrimSpace(line))
+					if compared == nil {
+						t.Fatalf("%s: no comparison ends the line %q", r.Alert, line)
+					}
+					add("alert without its comparison", r.Alert, compared[1])
+				}
+			}
+		}
+	}
+	return all
+}
+
+// prometheus is a Prometheus that watches a demo.
+type prometheus struct{ url string }
+
+// startPrometheus starts one with the configuration that the demo has written, only faster.
+func startPrometheus(t *testing.T, demoDir string) prometheus {
+	t.Helper()
+	path, err := process.Find("prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(demoDir, "prometheus")
+	data, err := os.ReadFile(filepath.Join(dir, "prometheus.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fast := strings.NewReplacer("scrape_interval: 15s", "scrape_interval: 1s", "evaluation_interval: 15s", "evaluation_interval: 1s").Replace(string(data))
+	file := filepath.Join(dir, "fast.yml")
+	if err := os.WriteFile(file, []byte(fast), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	p, err := process.Start(ctx, process.Spec{Name: "prometheus", Path: path, Log: filepath.Join(dir, "log"),
+		Args:  []string{"--config.file", file, "--storage.tsdb.path", filepath.Join(dir, "data"), "--web.listen-address", address},
+		Ready: func(ctx context.Context, _ int) error { return answers(ctx, "http://"+address+"/-/ready") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop(10 * time.Second) })
+	return prometheus{"http://" + address}
+}
+
+// series is one of the results of a query, at one time.
+type series struct {
+	Metric map[string]string `json:"metric"`
+	Value  [2]any            `json:"value"` // time, and the value as text
+}
+
+func (p prometheus) query(ctx context.Context, query string) ([]series, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+"/api/v1/query?query="+url.QueryEscape(query), nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	var answer struct {
+		Error string `json:"error"`
+		Data  struct {
+			Result []series `json:"result"`
+		} `json:"data"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		return nil, err
+	}
+	if answer.Error != "" {
+		return nil, errors.New(answer.Error)
+	}
+	return answer.Data.Result, nil
+}
+
+// hasData says what a query lacks: a number, in each region if the answer tells regions apart.
+func (p prometheus) hasData(ctx context.Context, query string) error {
+	found, err := p.query(ctx, query)
+	if err != nil {
+		return err
+	}
+	regions := map[string]bool{}
+	for _, s := range found {
+		value, err := strconv.ParseFloat(fmt.Sprint(s.Value[1]), 64)
+		if err != nil {
+			return err
+		}
+		if !math.IsNaN(value) {
+			regions[s.Metric["region"]] = true
+		}
+	}
+	if !regions[""] && !(regions["us-east"] && regions["eu-west"]) {
+		return fmt.Errorf("%d series, with numbers of the regions %q", len(found), slices.Collect(maps.Keys(regions)))
+	}
+	return nil
+}
+
+// change edits the demo's mesh.yaml.
+func (d *demoRun) change(t *testing.T, edit func(*mesh.Mesh)) {
+	t.Helper()
+	path := filepath.Join(d.dir, "mesh.yaml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := mesh.Load(path, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(spec)
+	if data, err = yaml.Marshal(spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
+	all := questions(t)
+	d := startDemo(t, "--rate", "100")
+	p := startPrometheus(t, d.dir)
+	// A change shows in rates only if it comes after the first scrape.
+	eventually(t, 30*time.Second, func() error {
+		seen, err := p.query(t.Context(), "up == 1")
+		if err == nil && len(seen) != 6 {
+			err = fmt.Errorf("%d of 6 targets are up", len(seen))
+		}
+		return err
+	})
+	d.change(t, func(m *mesh.Mesh) { m.Pools[0].Routes = append(m.Pools[0].Routes, mesh.Route{Prefix: "more:"}) })
+
+	answered := map[string]int{}
+	asked := map[string]int{}
+	for _, q := range all {
+		asked[q.kind]++
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		for {
+			err := p.hasData(ctx, q.query)
+			if err == nil {
+				answered[q.kind]++
+				break
+			}
+			select {
+			case <-time.After(500 * time.Millisecond):
+				continue
+			case <-ctx.Done():
+			}
+			t.Errorf("%s %q has no data: %v: %s", q.kind, q.name, err, q.query)
+			break
+		}
+		cancel()
+	}
+	total := 0
+	for _, kind := range slices.Sorted(maps.Keys(asked)) {
+		t.Logf("%s: %d of %d", kind, answered[kind], asked[kind])
+		total += answered[kind]
+	}
+	t.Logf("queries with data: %d of %d", total, len(all))
+
+	d.breakThings(t)
+	for _, alert := range []string{
+		"CachemeshConfigNotInEffect", "CachemeshControlplaneDown", "CachemeshEnvoyCrashed", "CachemeshErrorsHigh", "CachemeshEvictionsHigh",
+		"CachemeshShardPrimaryDown", "CachemeshShardReplicaDown", "CachemeshShardRoleMismatch",
+		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane",
+	} {
+		eventually(t, 60*time.Second, func() error {
+			found, err := p.query(t.Context(), fmt.Sprintf("ALERTS{alertname=%q}", alert))
+			if err == nil && len(found) == 0 {
+				err = fmt.Errorf("%s is neither pending nor firing", alert)
+			}
+			return err
+		})
+	}
+}
+
+// breakThings does what alerts are there to tell.
+func (d *demoRun) breakThings(t *testing.T) {
+	t.Helper()
+	kill := func(pid int) {
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := d.endpoints.Regions[0], d.endpoints.Regions[1]
+	kill(first.Sidecars[0].EnvoyPID)
+	kill(first.Shards[0].Nodes[0].PID)
+	kill(first.Shards[1].Nodes[1].PID)
+	node := func(address string) *redis.Client { return newClient(t, &redis.Options{Addr: address}) }
+	if err := node(first.Shards[2].Nodes[1].Address).Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for setting, value := range map[string]string{"maxmemory-policy": "allkeys-lru", "maxmemory": "1"} {
+		if err := node(first.Shards[3].Nodes[0].Address).ConfigSet(t.Context(), setting, value).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(d.dir, "mesh.yaml"), []byte("pools: 7\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kill(second.Sidecars[0].PID)
+	kill(second.Controlplane.PID)
+}
