@@ -3,17 +3,21 @@ package sidecar
 import (
 	"os"
 	"time"
+
+	"github.com/cachemesh/cachemesh/envoy"
 )
 
 // Status is what the agent's /status shows, as JSON.
 type Status struct {
-	Name    string      `json:"name"`
-	Region  string      `json:"region"`
-	Zone    string      `json:"zone"`
-	Version string      `json:"version"` // of the agent
-	PID     int         `json:"pid"`     // of the agent
-	Envoy   EnvoyStatus `json:"envoy"`
-	XDS     XDSStatus   `json:"xds"`
+	Name    string `json:"name"`
+	Region  string `json:"region"`
+	Zone    string `json:"zone"`
+	Version string `json:"version"` // of the agent
+	PID     int    `json:"pid"`     // of the agent
+	// Addresses are where applications reach Redis; socket paths are relative to the sidecar's folder.
+	Addresses envoy.Addresses `json:"addresses"`
+	Envoy     EnvoyStatus     `json:"envoy"`
+	XDS       XDSStatus       `json:"xds"`
 }
 
 // EnvoyStatus is the state of Envoy's process.
@@ -37,6 +41,6 @@ type XDSStatus struct {
 func (a *agent) status() Status {
 	return Status{
 		Name: a.config.Name, Region: a.config.Region, Zone: a.config.Zone, Version: a.config.Version, PID: os.Getpid(),
-		Envoy: a.supervisor.status(), XDS: a.relay.status(),
+		Addresses: a.config.Addresses, Envoy: a.supervisor.status(), XDS: a.relay.status(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,6 +128,7 @@ func TestClientMatrix(t *testing.T) {
 			}
 		}
 	}
+	noneWasRefused(t, s)
 	if t.Failed() {
 		return
 	}
@@ -141,20 +143,37 @@ func flipListeners(t *testing.T, m *testMesh, c *controlplane, s *sidecar, versi
 	c.waitVersion(t, version)
 	c.waitSynced(t, s.name)
 	eventually(t, 30*time.Second, func() error {
-		response, err := http.Get("http://" + s.admin + "/stats?filter=^listener_manager\\.(listener_in_place_updated|total_filter_chains_draining)$")
-		if err != nil {
-			return err
+		stats, err := envoyStats(s, "^listener_manager\\.(listener_in_place_updated|total_filter_chains_draining)$")
+		if want := "listener_manager.listener_in_place_updated: 2\nlistener_manager.total_filter_chains_draining: 0\n"; err == nil && stats != want {
+			err = fmt.Errorf("the statistics are %q, want %q", stats, want)
 		}
-		defer response.Body.Close()
-		stats, err := io.ReadAll(response.Body)
-		if err != nil {
-			return err
-		}
-		if want := "listener_manager.listener_in_place_updated: 2\nlistener_manager.total_filter_chains_draining: 0\n"; string(stats) != want {
-			return fmt.Errorf("the statistics are %q, want %q", stats, want)
-		}
-		return nil
+		return err
 	})
+}
+
+// envoyStats are the statistics whose name fits a regular expression, a line each.
+func envoyStats(s *sidecar, filter string) (string, error) {
+	response, err := http.Get("http://" + s.admin + "/stats?filter=" + url.QueryEscape(filter))
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	stats, err := io.ReadAll(response.Body)
+	return string(stats), err
+}
+
+// noneWasRefused makes sure that no client has sent a refused command of its own accord, such as SELECT 0.
+func noneWasRefused(t *testing.T, s *sidecar) {
+	t.Helper()
+	stats, err := envoyStats(s, "\\.command\\..*\\.error_fault$")
+	if err != nil || strings.Count(stats, "\n") < 100 {
+		t.Fatalf("the statistics of refusals are %q: %v", stats, err)
+	}
+	for line := range strings.Lines(stats) {
+		if !strings.HasSuffix(line, ": 0\n") {
+			t.Errorf("a client sent what is refused: %s", line)
+		}
+	}
 }
 
 const (
