@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -158,9 +159,8 @@ func (c *controlPlanes) refusal(ctx context.Context, address string) error {
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
 	conn.SetReadDeadline(deadline)
-	// With TLS 1.3, the server's verdict on the certificate comes when the client is done.
-	var alert tls.AlertError
-	if _, err = conn.Read(make([]byte, 1)); errors.As(err, &alert) {
+	// With TLS 1.3, the server's verdict on the certificate comes when the client is done; else it speaks first.
+	if _, err = conn.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("the control plane refuses this sidecar's certificate: %w", err)
 	}
 	return nil

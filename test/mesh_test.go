@@ -6,6 +6,7 @@
 package test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -146,7 +147,8 @@ func (m *testMesh) replace(t *testing.T, text string) {
 type daemon struct {
 	args    []string
 	log     string
-	ready   string // page that answers 200 once it serves
+	ready   string       // page that answers 200 once it serves
+	client  *http.Client // for that page; nil is http.DefaultClient
 	process *process.Process
 }
 
@@ -155,7 +157,9 @@ func (d *daemon) start(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	p, err := process.Start(ctx, process.Spec{Name: "cachemesh " + d.args[0], Path: program, Args: d.args, Log: d.log,
-		Ready: func(ctx context.Context, _ int) error { return answers(ctx, d.ready) }})
+		Ready: func(ctx context.Context, _ int) error {
+			return answersTo(ctx, cmp.Or(d.client, http.DefaultClient), d.ready)
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,11 +176,15 @@ func (d *daemon) start(t *testing.T) {
 func tail(log []byte) []byte { return log[max(0, len(log)-4000):] }
 
 func answers(ctx context.Context, page string) error {
+	return answersTo(ctx, http.DefaultClient, page)
+}
+
+func answersTo(ctx context.Context, client *http.Client, page string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
 	if err != nil {
 		return err
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return err
 	}
