@@ -32,7 +32,7 @@ demo: tools build $(if $(findstring consul,$(ARGS)),consul) ## run two regions u
 	@bin/cachemesh demo $(ARGS)
 
 .PHONY: test
-test: tools consul clients check race ## all checks and all tests, with the race detector
+test: tools consul clients check race deployment ## all checks and all tests, with the race detector
 
 .PHONY: check
 check: ## formatting, vet, staticcheck
@@ -45,9 +45,14 @@ check: ## formatting, vet, staticcheck
 race: tools consul clients ## the tests, with the race detector
 	@go test -race $(TESTFLAGS) ./...
 
+.PHONY: deployment
+deployment: consul ## the tests of Dockerfile, docker-compose.yml, Helm chart and Kubernetes examples
+	@cd deploy && go mod tidy -diff && go vet ./... && go test ./...
+
 .PHONY: golden
 golden: ## rewrite golden files, generated pages and the schema, then look at the diff
-	@go test ./mesh ./envoy ./observability/dashboards -update
+	@go test ./mesh ./envoy ./inject ./observability/dashboards -update
+	@cd deploy && go test . -update
 	@go generate ./commands
 
 .PHONY: vectors
@@ -57,6 +62,7 @@ vectors: tools ## record ring/testdata anew from the real Envoy
 .PHONY: fuzz
 fuzz: ## fuzz the parsers and the ring, a minute each
 	@go test -run '^$$' -fuzz FuzzLoad -fuzztime 60s ./mesh
+	@go test -run '^$$' -fuzz FuzzManifests -fuzztime 60s -fuzzminimizetime 20x ./inject
 	@go test -run '^$$' -fuzz FuzzFind -fuzztime 60s -fuzzminimizetime 20x ./ring
 
 .PHONY: bench
