@@ -33,6 +33,11 @@ type endpoints struct {
 			HTTP string `json:"http"`
 			PID  int    `json:"pid"`
 		} `json:"controlplane"`
+		Consul struct {
+			PID     int      `json:"pid"`
+			Data    string   `json:"data"`
+			Command []string `json:"command"`
+		} `json:"consul"`
 		Sidecars []struct {
 			Name        string `json:"name"`
 			PID         int    `json:"pid"`

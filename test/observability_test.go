@@ -236,7 +236,7 @@ func (d *demoRun) change(t *testing.T, edit func(*mesh.Mesh)) {
 
 func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	all := questions(t)
-	d := startDemo(t, "--rate", "100")
+	d := startDemo(t, "--rate", "100", "--membership", "consul")
 	p := startPrometheus(t, d.dir)
 	// A change shows in rates only if it comes after the first scrape.
 	eventually(t, 30*time.Second, func() error {
@@ -280,16 +280,24 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	for _, alert := range []string{
 		"CachemeshConfigNotInEffect", "CachemeshControlplaneDown", "CachemeshEnvoyCrashed", "CachemeshErrorsHigh", "CachemeshEvictionsHigh",
 		"CachemeshShardPrimaryDown", "CachemeshShardReplicaDown", "CachemeshShardRoleMismatch",
-		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane",
+		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane", "CachemeshConsulDown",
 	} {
-		eventually(t, 60*time.Second, func() error {
-			found, err := p.query(t.Context(), fmt.Sprintf("ALERTS{alertname=%q}", alert))
-			if err == nil && len(found) == 0 {
-				err = fmt.Errorf("%s is neither pending nor firing", alert)
-			}
-			return err
-		})
+		p.waitAlert(t, alert)
 	}
+	d.wipeConsul(t)
+	p.waitAlert(t, "CachemeshMembershipFrozen")
+}
+
+// waitAlert waits until what an alert is about is seen, whether it has lasted for long enough to fire or not.
+func (p prometheus) waitAlert(t *testing.T, name string) {
+	t.Helper()
+	eventually(t, 60*time.Second, func() error {
+		found, err := p.query(t.Context(), fmt.Sprintf("ALERTS{alertname=%q}", name))
+		if err == nil && len(found) == 0 {
+			err = fmt.Errorf("%s is neither pending nor firing", name)
+		}
+		return err
+	})
 }
 
 // breakThings does what alerts are there to tell.
@@ -317,6 +325,21 @@ func (d *demoRun) breakThings(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(d.dir, "mesh.yaml"), []byte("pools: 7\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	kill(first.Consul.PID)
 	kill(second.Sidecars[0].PID)
 	kill(second.Controlplane.PID)
+}
+
+// wipeConsul brings back the Consul that was killed, without what it knew.
+func (d *demoRun) wipeConsul(t *testing.T) {
+	t.Helper()
+	c := d.endpoints.Regions[0].Consul
+	if err := os.RemoveAll(c.Data); err != nil {
+		t.Fatal(err)
+	}
+	p, err := process.Start(t.Context(), process.Spec{Name: "consul", Path: c.Command[0], Args: c.Command[1:], Log: filepath.Join(d.dir, "consul.log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop(10 * time.Second) })
 }
