@@ -322,6 +322,12 @@ func TestDemoLosesProcesses(t *testing.T) {
 	if err := syscall.Kill(sidecars[1].PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, 5*time.Second, func() error {
+		if now, err := process.StartTime(sidecars[1].PID); err == nil && now == d.started[sidecars[1].PID] {
+			return errors.New("the demo has not noticed yet")
+		}
+		return nil
+	})
 	code, s := d.stop(t, syscall.SIGTERM)
 	if code != 1 || len(s.Failed) != 1 || !strings.Contains(s.Failed[0], sidecars[1].Name) {
 		t.Errorf("exit status %d, failed %q: want 1, and %s", code, s.Failed, sidecars[1].Name)

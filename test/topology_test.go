@@ -74,11 +74,13 @@ func TestShardIsAddedAndRemovedUnderLoad(t *testing.T) {
 	m.write(t)
 	c.waitVersion(t, version)
 	version = c.waitSynced(t, s.name)
-	load.waitMore(t, 500)
 	added := m.shards()[2]
-	if len(keysOn(t, added.Nodes[0])) == 0 {
-		t.Error("no key came to the new shard")
-	}
+	eventually(t, 5*time.Second, func() error {
+		if len(keysOn(t, added.Nodes[0])) == 0 {
+			return errors.New("no key comes to the new shard")
+		}
+		return nil
+	})
 
 	m.spec.Regions[0].Shards = m.shards()[:2]
 	m.write(t)
@@ -87,7 +89,7 @@ func TestShardIsAddedAndRemovedUnderLoad(t *testing.T) {
 	if err := newClient(t, &redis.Options{Addr: added.Nodes[0]}).FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	load.waitMore(t, 500)
+	load.waitMore(t, 2000) // sets and gets of every key
 	load.finish(t)
 	if keys := keysOn(t, added.Nodes[0]); len(keys) > 0 {
 		t.Errorf("%d keys came to the shard after it was removed", len(keys))
