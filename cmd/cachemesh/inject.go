@@ -19,7 +19,7 @@ DaemonSet, ReplicaSet, Job and CronJob. It asks no cluster. The rest of the file
 replaces the sidecar of before.
 
 The application reaches Redis at 127.0.0.1:6379 (RESP2) and :6380 (RESP3), and at /run/cachemesh/redis.sock and redis-resp3.sock, if
-the pod's securityContext.fsGroup lets it.`,
+the pod's securityContext has an fsGroup.`,
 		Example: "  cachemesh inject -f app.yaml --region us-east --controlplane cachemesh-us-east:18000 | kubectl apply -f -",
 		Args:    args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
