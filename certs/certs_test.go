@@ -189,6 +189,15 @@ func TestRotationIsTakenAtTheNextHandshakeAndABrokenOneNever(t *testing.T) {
 	}
 }
 
+func TestExpiresSoon(t *testing.T) {
+	s := open(t, write(t, authority(t), t.TempDir(), "a", Leaf{Name: "a", NotAfter: time.Now().Add(10 * time.Hour)}))
+	for after, want := range map[time.Duration]bool{0: false, 7 * time.Hour: false, 9 * time.Hour: true, 11 * time.Hour: true} {
+		if at, soon := s.Expires(time.Now().Add(after)); soon != want || at.IsZero() {
+			t.Errorf("after %s: at %s, soon %v, want %v", after, at, soon, want)
+		}
+	}
+}
+
 func TestOpenNamesFileAndRemedy(t *testing.T) {
 	dir := t.TempDir()
 	good := write(t, authority(t), dir, "good", Leaf{Name: "good"})

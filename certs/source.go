@@ -126,12 +126,13 @@ func equal(a, b [3][]byte) bool {
 	return true
 }
 
-// Expires is when the own certificate ends; zero without one.
-func (s *Source) Expires() time.Time {
-	if leaf := s.now().leaf; leaf != nil {
-		return leaf.NotAfter
+// Expires is when the own certificate ends, zero without one. It is soon once a fifth of its life is left.
+func (s *Source) Expires(now time.Time) (at time.Time, soon bool) {
+	leaf := s.now().leaf
+	if leaf == nil {
+		return time.Time{}, false
 	}
-	return time.Time{}
+	return leaf.NotAfter, leaf.NotAfter.Sub(now) < leaf.NotAfter.Sub(leaf.NotBefore)/5
 }
 
 // Server is a server's configuration for gRPC and HTTP. With mutual, a client needs a certificate from the authorities.

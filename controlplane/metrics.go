@@ -1,6 +1,8 @@
 package controlplane
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -50,6 +52,14 @@ func newMetrics(c *ControlPlane) *metrics {
 	}
 	prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(
 		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c})
+	if c.certs != nil {
+		prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cachemesh_controlplane_certificate_expiry_timestamp_seconds", Help: "When the control plane's certificate ends, in seconds since 1970."},
+			func() float64 {
+				at, _ := c.certs.Expires(time.Now())
+				return float64(at.Unix())
+			}))
+	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

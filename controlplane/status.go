@@ -75,6 +75,13 @@ func (c *ControlPlane) status() Status {
 		}
 	}
 	s.Alerts = alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery)
+	if c.certs == nil {
+		return s
+	}
+	if at, soon := c.certs.Expires(time.Now()); soon {
+		s.Alerts = append(s.Alerts, Alert{Subject: c.config.TLS.Cert, Remedy: "put a new certificate and its key there: they are taken at once",
+			Message: "the certificate of this control plane ends at " + at.Format(time.DateTime)})
+	}
 	return s
 }
 

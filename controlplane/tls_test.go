@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -108,15 +109,24 @@ func TestOnlyASidecarsOwnCertificateIsServed(t *testing.T) {
 	expired.NotAfter = time.Now().Add(-time.Minute)
 	foreign := issue(t, dir, "foreign", theirs, leaf)
 	foreign.CA = web.CA
-	get := func(config *tls.Config, page string) (int, error) {
+	fetchTLS := func(config *tls.Config, page string) (int, string, error) {
 		client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
 		defer client.CloseIdleConnections()
 		resp, err := client.Get("https://" + at(1) + page)
 		if err != nil {
-			return 0, err
+			return 0, "", err
 		}
-		resp.Body.Close()
-		return resp.StatusCode, nil
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body), err
+	}
+	get := func(config *tls.Config, page string) (int, error) {
+		code, _, err := fetchTLS(config, page)
+		return code, err
+	}
+	read := func(page string) (string, error) {
+		_, body, err := fetchTLS(source(t, web).Client("127.0.0.1"), page)
+		return body, err
 	}
 	waitFor(t, "the API answers over TLS", func() bool {
 		code, _ := get(source(t, web).Client("127.0.0.1"), "/readyz")
@@ -149,6 +159,13 @@ func TestOnlyASidecarsOwnCertificateIsServed(t *testing.T) {
 	}
 	if body, code := fetch("http://" + at(1) + "/v1/topology"); code == http.StatusOK {
 		t.Errorf("plaintext: the API answers %s", body)
+	}
+
+	issue(t, dir, "server", ours, certs.Leaf{Name: "short", Hosts: []string{"127.0.0.1"}, Server: true, NotAfter: time.Now().Add(time.Minute)})
+	for page, want := range map[string]string{"/v1/status": "ends at", "/metrics": "cachemesh_controlplane_certificate_expiry_timestamp_seconds{"} {
+		if body, err := read(page); err != nil || !strings.Contains(body, want) {
+			t.Errorf("%s lacks %q: %v", page, want, err)
+		}
 	}
 
 	// Another certificate of another authority, and clients of both: what is connected stays.
