@@ -192,6 +192,9 @@ func (d *Demo) start(ctx context.Context) error {
 		return err
 	}
 	d.endpoints = Endpoints{Regions: endpoints}
+	if d.endpoints.Prometheus, err = d.startPrometheus(ctx); err != nil {
+		return err
+	}
 	if l.options.TLS {
 		d.endpoints.CA = l.options.certificates("ca.pem")
 	}

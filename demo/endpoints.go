@@ -11,9 +11,10 @@ import (
 
 // Endpoints is DIR/endpoints.json: where a demo's processes are. Scripts read it, so its names are a contract.
 type Endpoints struct {
-	Console string            `json:"console"`
-	CA      string            `json:"ca,omitempty"` // file with the authority of all certificates, with --tls
-	Regions []RegionEndpoints `json:"regions"`
+	Console    string            `json:"console"`
+	Prometheus string            `json:"prometheus,omitempty"` // with --prometheus
+	CA         string            `json:"ca,omitempty"`         // file with the authority of all certificates, with --tls
+	Regions    []RegionEndpoints `json:"regions"`
 }
 
 // RegionEndpoints is one region of Endpoints.

@@ -23,6 +23,7 @@ type Options struct {
 	DBLatency  time.Duration
 	Membership string // static or consul
 	TLS        bool   // everywhere but between an application and its sidecar
+	Prometheus bool   // start one that watches
 	Cachemesh  string // the program to start control planes and sidecars with
 	Twitter    string // the example application
 	Notes      func(format string, args ...any)
@@ -127,6 +128,9 @@ func (l layout) database() string { return "sqlite:" + filepath.Join(l.options.D
 // addresses lists everything that the demo listens on, with the name of who does.
 func (l layout) addresses() map[string]string {
 	all := map[string]string{}
+	if l.options.Prometheus {
+		all[l.options.prometheusAddress()] = "Prometheus"
+	}
 	for _, r := range l.regions {
 		all[r.xds], all[r.http] = r.name+"'s control plane", r.name+"'s control plane"
 		for _, s := range r.sidecars {

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/cachemesh/cachemesh/observability"
+	"github.com/cachemesh/cachemesh/process"
 )
 
 // target is an entry of a file that Prometheus reads its targets from.
@@ -63,6 +65,28 @@ func (l layout) writePrometheus() error {
 		}
 	}
 	return nil
+}
+
+func (o Options) prometheusAddress() string { return fmt.Sprintf("127.0.0.1:%d", 9090+o.PortOffset) }
+
+// startPrometheus starts one that watches the demo, and returns where it is; "" if none is wanted.
+func (d *Demo) startPrometheus(ctx context.Context) (string, error) {
+	if !d.layout.options.Prometheus {
+		return "", nil
+	}
+	address := d.layout.options.prometheusAddress()
+	path, err := process.Find("prometheus")
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(d.layout.options.Dir, "prometheus")
+	data := filepath.Join(dir, "data")
+	if err := os.RemoveAll(data); err != nil { // it is of another run
+		return "", err
+	}
+	_, err = d.run(ctx, "prometheus", []string{path, "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", data,
+		"--web.listen-address", address}, "http://"+address+"/-/ready")
+	return "http://" + address, err
 }
 
 // trust makes a prometheus.yml accept the control planes' certificates.

@@ -42,6 +42,9 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 			if o.Membership == "consul" {
 				tools = append(tools, "consul")
 			}
+			if o.Prometheus {
+				tools = append(tools, "prometheus")
+			}
 			for _, tool := range tools {
 				if _, err := process.Find(tool); err != nil {
 					return err
@@ -58,6 +61,7 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 	f.IntVar(&o.Rate, "rate", 700, "requests a second in each region")
 	f.IntVar(&o.PortOffset, "port-offset", 0, "add this to every port")
 	f.BoolVar(&o.TLS, "tls", false, "TLS and passwords everywhere but between an application and its sidecar")
+	f.BoolVar(&o.Prometheus, "prometheus", false, "start a Prometheus that watches, on port 9090")
 	f.DurationVar(&o.DBLatency, "db-latency", 0, "imitate a distant database")
 	o.Membership = "static"
 	f.Var(&choice{value: &o.Membership, of: []string{"static", "consul"}}, "membership", "where nodes are known from: static (mesh.yaml) or consul (two Consul servers)")
