@@ -34,6 +34,7 @@ type endpoints struct {
 			PID  int    `json:"pid"`
 		} `json:"controlplane"`
 		Consul struct {
+			Address string   `json:"address"`
 			PID     int      `json:"pid"`
 			Data    string   `json:"data"`
 			Command []string `json:"command"`

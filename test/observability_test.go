@@ -276,6 +276,21 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	}
 	t.Logf("queries with data: %d of %d", total, len(all))
 
+	// A sidecar that is given a change while its Envoy stands still, and a registration for no shard.
+	first := d.endpoints.Regions[0]
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(first.Sidecars[1].EnvoyPID, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	d.change(t, func(m *mesh.Mesh) { m.Pools[0].Routes = append(m.Pools[0].Routes, mesh.Route{Prefix: "most:"}) })
+	p.waitAlert(t, "CachemeshSidecarStale")
+	signal(syscall.SIGCONT)
+	cachemesh(t, "shard", "register", "--consul", first.Consul.Address, "--pool", "timelines", "--shard", "timelines-9", "--address", "127.0.0.1:9").want(t, 0)
+	p.waitAlert(t, "CachemeshRegistrationsIgnored")
+
 	d.breakThings(t)
 	for _, alert := range []string{
 		"CachemeshConfigNotInEffect", "CachemeshControlplaneDown", "CachemeshEnvoyCrashed", "CachemeshErrorsHigh", "CachemeshEvictionsHigh",
@@ -286,6 +301,7 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	}
 	d.wipeConsul(t)
 	p.waitAlert(t, "CachemeshMembershipFrozen")
+	// The others want an Envoy that rejects or cannot start, or a cold cache: promtool shows those.
 }
 
 // waitAlert waits until what an alert is about is seen, whether it has lasted for long enough to fire or not.
