@@ -10,7 +10,9 @@ const path = require("node:path");
 const { setTimeout: pause } = require("node:timers/promises");
 
 const [port, prefix, library] = process.argv.slice(2);
-const Redis = require(library);
+// By its path, so that no node_modules of a folder above comes first.
+const folder = path.join(process.env.NODE_PATH, library);
+const Redis = require(folder);
 const client = new Redis(Number(port));
 const idle = new Redis(Number(port));
 // Connections that break are mended by the client itself; what a command fails with is what counts here.
@@ -112,8 +114,7 @@ const rows = {
 const say = (what) => console.log(JSON.stringify(what));
 
 (async () => {
-  const manifest = path.join(process.env.NODE_PATH, library, "package.json");
-  say({ version: JSON.parse(fs.readFileSync(manifest, "utf8")).version });
+  say({ version: JSON.parse(fs.readFileSync(path.join(folder, "package.json"), "utf8")).version });
   for (const [row, run] of Object.entries(rows)) {
     try {
       await run();
