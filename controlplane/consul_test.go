@@ -267,7 +267,7 @@ func (w *consulWorld) swap(from, to int) error {
 	for node, args := range map[int][2]string{to: {"NO", "ONE"}, from: {host, port}} {
 		c := redis.NewClient(&redis.Options{Addr: w.nodes[node], MaxRetries: -1})
 		defer c.Close()
-		if err := c.SlaveOf(w.t.Context(), args[0], args[1]).Err(); err != nil {
+		if err := c.ReplicaOf(w.t.Context(), args[0], args[1]).Err(); err != nil {
 			return err
 		}
 	}

@@ -74,6 +74,9 @@ func validate(file string, data []byte) (validation, error) {
 		return v, err
 	}
 	for _, region := range m.RegionNames() {
+		if m.Membership.Auto {
+			break // what its shards are is known when they have registered
+		}
 		topology, err := m.Topology(region)
 		if err == nil {
 			_, err = envoy.Build(topology)

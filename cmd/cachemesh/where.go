@@ -101,6 +101,9 @@ func whereTopology(cmd *cobra.Command, from meshFlags, file, region string) (mes
 	if _, known := m.Region(region); !known {
 		return mesh.Topology{}, usage("there is no region %q: the mesh has %s", region, strings.Join(m.RegionNames(), ", "))
 	}
+	if m.Membership.Auto {
+		return mesh.Topology{}, usage("%s does not say which shards there are, with membership.auto: ask a running mesh", file)
+	}
 	return m.Topology(region)
 }
 
