@@ -23,6 +23,7 @@ var (
 	xdsNacks      = desc("xds_nacks_total", "Responses that Envoy rejected.", "type")
 	xdsAge        = desc("xds_age_seconds", "Time since Envoy last acknowledged a change, or since the agent started.")
 	xdsResources  = desc("xds_resources", "Resources that Envoy has acknowledged.", "type")
+	certExpiry    = desc("certificate_expiry_timestamp_seconds", "When the sidecar's certificate ends, in seconds since 1970; with TLS only.")
 	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
 )
 
@@ -44,6 +45,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	s := c.agent.status()
 	gauge(buildInfo, 1, s.Version, "sidecar")
 	gauge(envoyUp, number(s.Envoy.Up))
+	if source := c.agent.relay.planes.tls; source != nil {
+		if at, _ := source.Expires(time.Now()); !at.IsZero() {
+			gauge(certExpiry, float64(at.Unix()))
+		}
+	}
 	for reason, n := range s.Envoy.Restarts {
 		counter(envoyRestarts, n, reason)
 	}

@@ -226,6 +226,9 @@ func TestSecretsStaySecretAndCertificatesRotateUnderLoad(t *testing.T) {
 		return nil
 	})
 	connected := c.status(t).Sidecars[0].ConnectedAt
+	if at := metric(t, side, `cachemesh_sidecar_certificate_expiry_timestamp_seconds{region="here",sidecar="here-0"}`); at < float64(time.Now().Unix()) {
+		t.Errorf("the sidecar's certificate ends at %v, by its metric", at)
+	}
 
 	t.Run("mistakes name no secret", func(t *testing.T) { s.mistakes(t, c) })
 	t.Run("rotation", func(t *testing.T) {
