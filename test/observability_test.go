@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -276,6 +278,8 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	}
 	t.Logf("queries with data: %d of %d", total, len(all))
 
+	d.checkMetrics(t)
+
 	// A sidecar that is given a change while its Envoy stands still, and a registration for no shard.
 	first := d.endpoints.Regions[0]
 	signal := func(s syscall.Signal) {
@@ -302,6 +306,44 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	d.wipeConsul(t)
 	p.waitAlert(t, "CachemeshMembershipFrozen")
 	// The others want an Envoy that rejects or cannot start, or a cold cache: promtool shows those.
+}
+
+// checkMetrics holds the names of our metrics to Prometheus' conventions, and their labels to what is never a key.
+func (d *demoRun) checkMetrics(t *testing.T) {
+	t.Helper()
+	promtool, err := process.Find("promtool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := d.endpoints.Regions[0]
+	for _, url := range []string{r.Controlplane.HTTP + "/metrics", r.Sidecars[0].Metrics} {
+		response, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours := regexp.MustCompile(`(?m)^(# \w+ )?cachemesh_.*\n`).FindAllString(string(page), -1)
+		if len(ours) < 20 {
+			t.Errorf("%s has only %d lines of ours", url, len(ours))
+		}
+		command := exec.CommandContext(t.Context(), promtool, "check", "metrics")
+		command.Stdin = strings.NewReader(strings.Join(ours, ""))
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Errorf("promtool check metrics of %s: %v: %s", url, err, out)
+		}
+		known := []string{"component", "control_plane", "le", "node", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "type", "version"}
+		for _, line := range ours {
+			for _, label := range regexp.MustCompile(`[{,](\w+)="`).FindAllStringSubmatch(line, -1) {
+				if !slices.Contains(known, label[1]) {
+					t.Errorf("label %s in %s: think about what it may hold, and list it here", label[1], line)
+				}
+			}
+		}
+	}
 }
 
 // waitAlert waits until what an alert is about is seen, whether it has lasted for long enough to fire or not.

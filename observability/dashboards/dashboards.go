@@ -70,7 +70,11 @@ func Files() (map[string][]byte, error) {
 	return files, nil
 }
 
+// build makes the classic model: each Grafana reads it from files, and the newer one only lately.
+//
+//lint:ignore SA1019 see above
 func (p page) build() (dashboard.Dashboard, error) {
+	//lint:ignore SA1019 see above
 	b := dashboard.NewDashboardBuilder(p.title).
 		Uid(p.uid).Description(p.about).Tags([]string{"cachemesh"}).
 		Time("now-30m", "now").Refresh("10s").Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair).
