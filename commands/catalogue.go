@@ -104,12 +104,6 @@ var groups = []group{
 			Why: "The shards are no Redis Cluster and say so: \"ERR This instance has cluster support disabled\". " +
 				"Clients that probe for a cluster rightly take the mesh for one Redis. " + askedOfOne,
 			Instead: "A client in its standalone mode (rueidis: ForceSingleClient: true, which asks nothing); `cachemesh status` for the shards."}},
-	{"info",
-		Command{Verdict: VerdictCareful, Kind: KindOneShard,
-			Why: "Tells of one shard, always the same, in a selection of fields, and looks as if that were all; redis_mode says cluster, which it is not. " +
-				"Allowed because ioredis asks it whenever it connects and would not connect without an answer. " + askedOfOne,
-			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node. For ioredis, enableReadyCheck: false: " +
-				"it then connects whatever the state of that shard."}},
 
 	// Answered by Envoy.
 	{"echo time quit",
@@ -189,6 +183,12 @@ var groups = []group{
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
 			Why:     "Tells of one shard and looks as if it were all.",
 			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node; or the command on such a node itself."}},
+	{"info",
+		Command{Verdict: VerdictRefused, Kind: KindOneShard, OnRESP3: true,
+			Why: "Tells of one shard, always the same, in a selection of fields, and looks as if that were all; redis_mode says cluster, which it is not. " +
+				"The RESP3 listener lets it through, because ioredis asks it whenever it connects and would not connect without an answer. " + askedOfOne,
+			Instead: "`cachemesh status`: keys, memory, operations, hit rate and role of every node; or INFO on such a node itself. " +
+				"For ioredis on RESP2, enableReadyCheck: false; it then connects whatever the state of that shard."}},
 	{"info.shard",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
 			Why:     "Envoy's INFO of the shard with a number, but it finds one shard only, number 0.",

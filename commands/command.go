@@ -45,8 +45,10 @@ type Command struct {
 	// EnvoyReads is true of a command that changes something on the shard and that Envoy sends the read way all the same.
 	// On a route with a read command policy it bypasses whatever the writes pass through.
 	EnvoyReads bool
-	Why        string // what is special about it; empty if nothing is
-	Instead    string // what to run instead; empty if there is no need
+	// OnRESP3 is true of a refused command that the RESP3 listener lets through all the same.
+	OnRESP3 bool
+	Why     string // what is special about it; empty if nothing is
+	Instead string // what to run instead; empty if there is no need
 	// Error is the error that a client sees, without the protocol's "-". Only refused and unknown commands have one.
 	// For an unknown command Envoy appends the first argument, and spells the name as the client did.
 	Error string
@@ -73,11 +75,20 @@ func Explain(name string) Command {
 	})
 }
 
-// Refused returns the commands that the listeners must refuse with a fault (type ERROR, 100 %), in lower case and sorted.
+// Refused returns the commands that the RESP2 listener must refuse with a fault (type ERROR, 100 %), in lower case and sorted.
 func Refused() []string {
+	return refused(func(Command) bool { return true })
+}
+
+// RefusedOnRESP3 is Refused for the RESP3 listener.
+func RefusedOnRESP3() []string {
+	return refused(func(c Command) bool { return !c.OnRESP3 })
+}
+
+func refused(also func(Command) bool) []string {
 	var names []string
 	for _, c := range all {
-		if c.Verdict == VerdictRefused {
+		if c.Verdict == VerdictRefused && also(c) {
 			names = append(names, c.Name)
 		}
 	}

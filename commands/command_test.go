@@ -34,10 +34,14 @@ func TestCatalogue(t *testing.T) {
 // TestRefusedNames holds the least that must be refused: each of these harms others or answers for one shard as if for all.
 func TestRefusedNames(t *testing.T) {
 	refused := commands.Refused()
-	for _, name := range strings.Fields("select flushall flushdb keys scan randomkey config script role watch multi exec discard") {
+	for _, name := range strings.Fields("select flushall flushdb keys scan randomkey config script info role watch multi exec discard") {
 		if !slices.Contains(refused, name) {
 			t.Errorf("%s is not refused", name)
 		}
+	}
+	onRESP3 := slices.DeleteFunc(slices.Clone(refused), func(name string) bool { return name == "info" })
+	if got := commands.RefusedOnRESP3(); !slices.Equal(got, onRESP3) {
+		t.Errorf("RESP3 refuses %q, want all but info: %q", got, onRESP3)
 	}
 	if !slices.IsSorted(refused) {
 		t.Errorf("not sorted: %q", refused)

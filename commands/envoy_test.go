@@ -273,7 +273,7 @@ func TestInfoTellsOfOneShard(t *testing.T) {
 	set("B")
 	resp3 := dial(t, m.resp3)
 	resp3.do("hello", "3")
-	for name, client := range map[string]*connection{"RESP2": dial(t, m.refusing), "RESP3": resp3} {
+	for name, client := range map[string]*connection{"RESP2": dial(t, m.open), "RESP3": resp3} {
 		for range 3 {
 			if got := client.do("info", "keyspace"); got != keyspace(1) {
 				t.Errorf("%s, a key on each of two shards: %q", name, got)

@@ -53,7 +53,7 @@ func page() string {
 	}{
 		{commands.VerdictWorks, "Works", "Answers as one Redis would."},
 		{commands.VerdictCareful, "Works with care", "Answers as one Redis would, within limits."},
-		{commands.VerdictRefused, "Refused", "The listeners answer `" + commands.FaultError + "`, and nothing reaches a shard."},
+		{commands.VerdictRefused, "Refused", "The listeners answer `" + commands.FaultError + "`, and nothing reaches a shard. The RESP3 listener lets `INFO` through."},
 		{commands.VerdictUnknown, "Unknown to Envoy", "Envoy answers `ERR unknown command 'NAME', with args beginning with: ...`, and " +
 			"nothing reaches a shard. The same\nholds for every command that this page does not name."},
 	} {

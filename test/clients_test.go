@@ -43,9 +43,9 @@ var clientRuns = []clientRun{
 	{"rueidis", true, "`DisableCache: true`", runRueidis},
 	{"redis-py", false, "`protocol=2`", runPython},
 	{"redis-py", true, "", runPython},
-	{"ioredis", false, "", runNode("ioredis")},
+	{"ioredis", false, "`enableReadyCheck: false`", runNode("ioredis", `{"enableReadyCheck": false}`)},
 	{"ioredis", true, "", runNode("ioredis")},
-	{"ioredis 5", false, "", runNode("ioredis-5")},
+	{"ioredis 5", false, "`enableReadyCheck: false`", runNode("ioredis-5", `{"enableReadyCheck": false}`)},
 	{"redis-cli", false, "", runRedisCLI},
 	{"redis-cli", true, "`-3`", runRedisCLI},
 }
@@ -231,9 +231,9 @@ func runPython(ctx context.Context, c *clientCourse) error {
 	return c.runProgram(ctx, "python3", args...)
 }
 
-func runNode(library string) func(context.Context, *clientCourse) error {
+func runNode(library string, options ...string) func(context.Context, *clientCourse) error {
 	return func(ctx context.Context, c *clientCourse) error {
-		return c.runProgram(ctx, "node", "clients/node/client.js", c.port, c.keys, library)
+		return c.runProgram(ctx, "node", append([]string{"clients/node/client.js", c.port, c.keys, library}, options...)...)
 	}
 }
 

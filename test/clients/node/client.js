@@ -1,20 +1,20 @@
 // Runs ioredis through a sidecar, a row of the client matrix after the other, and prints a line of JSON for each.
 //
-//     client.js PORT PREFIX MODULE
+//     client.js PORT PREFIX MODULE [OPTIONS]
 //
-// All keys begin with PREFIX. The client has its default settings. In the last row it goes on until a line comes on
+// All keys begin with PREFIX. The client has its default settings, and OPTIONS as JSON. In the last row it goes on until a line comes on
 // standard input: until then the test has closed its connections.
 const assert = require("node:assert/strict");
 const fs = require("node:fs");
 const path = require("node:path");
 const { setTimeout: pause } = require("node:timers/promises");
 
-const [port, prefix, library] = process.argv.slice(2);
+const [port, prefix, library, options = "{}"] = process.argv.slice(2);
 // By its path, so that no node_modules of a folder above comes first.
 const folder = path.join(process.env.NODE_PATH, library);
 const Redis = require(folder);
-const client = new Redis(Number(port));
-const idle = new Redis(Number(port));
+const client = new Redis(Number(port), JSON.parse(options));
+const idle = new Redis(Number(port), JSON.parse(options));
 // Connections that break are mended by the client itself; what a command fails with is what counts here.
 for (const c of [client, idle]) c.on("error", (error) => console.error(error.message));
 
