@@ -17,17 +17,10 @@ func (m MembershipStatus) describe(ch chan<- *prometheus.Desc) {
 
 func (m MembershipStatus) collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	flag := func(d *prometheus.Desc, on bool) {
-		if on {
-			gauge(d, 1)
-		} else {
-			gauge(d, 0)
-		}
-	}
 	if m.Consul != nil {
-		flag(consulUpDesc, m.Consul.Up)
+		gauge(consulUpDesc, number(m.Consul.Up))
 		gauge(consulIndexDesc, float64(m.Consul.Index))
 	}
 	gauge(membershipProblemsDesc, float64(len(m.Problems)))
-	flag(membershipFrozenDesc, m.Frozen != "")
+	gauge(membershipFrozenDesc, number(m.Frozen != ""))
 }

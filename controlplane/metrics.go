@@ -52,14 +52,6 @@ func newMetrics(c *ControlPlane) *metrics {
 	}
 	prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(
 		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c})
-	if c.certs != nil {
-		prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "cachemesh_controlplane_certificate_expiry_timestamp_seconds", Help: "When the control plane's certificate ends, in seconds since 1970."},
-			func() float64 {
-				at, _ := c.certs.Expires(time.Now())
-				return float64(at.Unix())
-			}))
-	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -86,24 +78,16 @@ type meshCollector struct{ c *ControlPlane }
 
 var (
 	nodeLabels  = []string{"pool", "shard", "node", "role"}
+	expiryDesc  = prometheus.NewDesc("cachemesh_controlplane_certificate_expiry_timestamp_seconds", "When the control plane's certificate ends, in seconds since 1970; with TLS only.", nil, nil)
+	expiresDesc = prometheus.NewDesc("cachemesh_controlplane_certificate_expires_soon", "1 if less than a fifth of the life of the control plane's certificate is left; with TLS only.", nil, nil)
 	sidecarDesc = prometheus.NewDesc("cachemesh_controlplane_sidecars", "Sidecars by state; GONE is one that was connected in the last ten minutes.", []string{"state"}, nil)
 	nodeDescs   = []struct {
 		desc  *prometheus.Desc
 		kind  prometheus.ValueType
 		value func(NodeStatus) float64
 	}{
-		{nodeDesc("cachemesh_shard_up", "1 if the node answered the last probe."), prometheus.GaugeValue, func(s NodeStatus) float64 {
-			if s.Up {
-				return 1
-			}
-			return 0
-		}},
-		{nodeDesc("cachemesh_shard_role_mismatch", "1 if the node says that it is a primary where the mesh has a replica, or the other way round."), prometheus.GaugeValue, func(s NodeStatus) float64 {
-			if s.ReportedRole != s.Role {
-				return 1
-			}
-			return 0
-		}},
+		{nodeDesc("cachemesh_shard_up", "1 if the node answered the last probe."), prometheus.GaugeValue, func(s NodeStatus) float64 { return number(s.Up) }},
+		{nodeDesc("cachemesh_shard_role_mismatch", "1 if the node says that it is a primary where the mesh has a replica, or the other way round."), prometheus.GaugeValue, func(s NodeStatus) float64 { return number(s.ReportedRole != s.Role) }},
 		{nodeDesc("cachemesh_shard_keys", "Keys on the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Keys) }},
 		{nodeDesc("cachemesh_shard_memory_bytes", "Memory that the node's data takes."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryBytes) }},
 		{nodeDesc("cachemesh_shard_memory_limit_bytes", "Memory at which the node evicts or refuses; 0 is no limit."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryLimitBytes) }},
@@ -121,6 +105,8 @@ func nodeDesc(name, help string) *prometheus.Desc {
 }
 
 func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- expiryDesc
+	ch <- expiresDesc
 	ch <- sidecarDesc
 	MembershipStatus{}.describe(ch)
 	for _, d := range nodeDescs {
@@ -129,6 +115,11 @@ func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
+	if m.c.certs != nil {
+		at, soon := m.c.certs.Expires(time.Now())
+		ch <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(at.Unix()))
+		ch <- prometheus.MustNewConstMetric(expiresDesc, prometheus.GaugeValue, number(soon))
+	}
 	const gone xds.State = "GONE"
 	states := map[xds.State]int{xds.Synced: 0, xds.Stale: 0, xds.Rejected: 0, gone: 0}
 	for _, n := range m.c.xds.Nodes() {
@@ -158,4 +149,11 @@ func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

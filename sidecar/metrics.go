@@ -24,6 +24,7 @@ var (
 	xdsAge        = desc("xds_age_seconds", "Time since Envoy last acknowledged a change, or since the agent started.")
 	xdsResources  = desc("xds_resources", "Resources that Envoy has acknowledged.", "type")
 	certExpiry    = desc("certificate_expiry_timestamp_seconds", "When the sidecar's certificate ends, in seconds since 1970; with TLS only.")
+	certExpires   = desc("certificate_expires_soon", "1 if less than a fifth of the life of the sidecar's certificate is left; with TLS only.")
 	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
 )
 
@@ -46,8 +47,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(buildInfo, 1, s.Version, "sidecar")
 	gauge(envoyUp, number(s.Envoy.Up))
 	if source := c.agent.relay.planes.tls; source != nil {
-		if at, _ := source.Expires(time.Now()); !at.IsZero() {
+		if at, soon := source.Expires(time.Now()); !at.IsZero() {
 			gauge(certExpiry, float64(at.Unix()))
+			gauge(certExpires, number(soon))
 		}
 	}
 	for reason, n := range s.Envoy.Restarts {

@@ -26,6 +26,7 @@ import (
 // endpoints is what is documented of endpoints.json.
 type endpoints struct {
 	Console *string `json:"console"`
+	CA      string  `json:"ca"`
 	Regions []struct {
 		Name         string `json:"name"`
 		Controlplane struct {

@@ -24,6 +24,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -238,7 +239,7 @@ func (d *demoRun) change(t *testing.T, edit func(*mesh.Mesh)) {
 
 func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	all := questions(t)
-	d := startDemo(t, "--rate", "100", "--membership", "consul")
+	d := startDemo(t, "--rate", "100", "--membership", "consul", "--tls")
 	p := startPrometheus(t, d.dir)
 	// A change shows in rates only if it comes after the first scrape.
 	eventually(t, 30*time.Second, func() error {
@@ -315,9 +316,14 @@ func (d *demoRun) checkMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	trusted, err := certs.Open(certs.Files{CA: d.endpoints.CA}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: trusted.Client(""), DisableKeepAlives: true}}
 	r := d.endpoints.Regions[0]
 	for _, url := range []string{r.Controlplane.HTTP + "/metrics", r.Sidecars[0].Metrics} {
-		response, err := http.Get(url)
+		response, err := client.Get(url)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +377,17 @@ func (d *demoRun) breakThings(t *testing.T) {
 	kill(first.Sidecars[0].EnvoyPID)
 	kill(first.Shards[0].Nodes[0].PID)
 	kill(first.Shards[1].Nodes[1].PID)
-	node := func(address string) *redis.Client { return newClient(t, &redis.Options{Addr: address}) }
+	node := func(address string) *redis.Client {
+		t.Helper()
+		file := func(name string) string { return filepath.Join(d.dir, "certs", name) }
+		options, err := process.Redis{User: "app", PasswordFile: file("redis-password"),
+			TLS: &process.RedisTLS{CA: file("ca.pem"), Cert: file("redis.pem"), Key: file("redis-key.pem")}}.Options()
+		if err != nil {
+			t.Fatal(err)
+		}
+		options.Addr = address
+		return newClient(t, options)
+	}
 	if err := node(first.Shards[2].Nodes[1].Address).Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}

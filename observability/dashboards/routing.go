@@ -29,13 +29,15 @@ var routing = page{
 			{title: "Memory of control planes", unit: units.BytesIEC, width: 8,
 				queries: []query{{`sum by (region) (process_resident_memory_bytes{job="cachemesh-controlplane", region=~"$region"})`, "{{region}}"}}},
 		}},
-		{title: "Membership", panels: []panel{
-			{title: "Consul answers", about: "1: yes. Empty with nodes that are listed in mesh.yaml.", unit: units.Short, number: true, width: 8,
+		{title: "Membership and certificates", panels: []panel{
+			{title: "Consul answers", about: "1: yes. Empty with nodes that are listed in mesh.yaml.", unit: units.Short, number: true, width: 6,
 				queries: []query{{`min by (region) (cachemesh_controlplane_consul_up{region=~"$region"})`, "{{region}}"}}},
-			{title: "Membership is frozen", about: "1: Consul has lost too many nodes at once to be followed.", unit: units.Short, number: true, width: 8,
+			{title: "Membership is frozen", about: "1: Consul has lost too many nodes at once to be followed.", unit: units.Short, number: true, width: 6,
 				queries: []query{{`max by (region) (cachemesh_controlplane_membership_frozen{region=~"$region"})`, "{{region}}"}}},
-			{title: "Registrations that are ignored", unit: units.Short, number: true, width: 8,
+			{title: "Registrations that are ignored", unit: units.Short, number: true, width: 6,
 				queries: []query{{`max by (region) (cachemesh_controlplane_membership_problems{region=~"$region"})`, "{{region}}"}}},
+			{title: "Certificates, time left", about: "Of the one that ends first. Empty without TLS.", unit: units.Seconds, number: true, width: 6,
+				queries: []query{{`min by (region) ({__name__=~"cachemesh_(controlplane|sidecar)_certificate_expiry_timestamp_seconds", region=~"$region"}) - time()`, "{{region}}"}}},
 		}},
 		{title: "Sidecars", panels: []panel{
 			{title: "Sidecars by state", about: "SYNCED has everything, STALE lacks something, NACK has refused something, GONE was connected in the last ten minutes.", unit: units.Short, width: 8,
