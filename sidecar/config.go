@@ -30,9 +30,10 @@ type Config struct {
 	// Addresses are where applications reach Redis; socket paths are relative to Dir.
 	Addresses envoy.Addresses
 	Admin     string // host:port of Envoy's admin interface
-	// Metrics is IP:port of the agent's HTTP server. It may be reachable from other hosts: it only reads, and shows no secret.
-	Metrics string
-	Envoy   string // path of the Envoy program
+	// Metrics is IP:port of the agent's HTTP server, which only reads and shows no secret; beyond loopback with Insecure only.
+	Metrics  string
+	Insecure bool
+	Envoy    string // path of the Envoy program
 	// Concurrency is the number of Envoy's worker threads; 0 is 1.
 	Concurrency int
 	// DrainTimeout bounds how long a stopping sidecar waits for its clients; 0 is 5 s.
@@ -106,6 +107,8 @@ func (c Config) validate() error {
 	}
 	if at, err := netip.ParseAddrPort(c.Metrics); err != nil || at.Port() == 0 {
 		return fmt.Errorf("metrics: %q is not IP:port: use 127.0.0.1:PORT, or 0.0.0.0:PORT for a Prometheus on another host", c.Metrics)
+	} else if !at.Addr().IsLoopback() && !c.Insecure {
+		return fmt.Errorf("metrics: %q is reachable from other hosts without TLS: listen on 127.0.0.1, or add --insecure on a network that you trust", c.Metrics)
 	}
 	for _, path := range c.sockets() {
 		if len(path) > maxSocketPath {
