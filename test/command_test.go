@@ -37,7 +37,7 @@ func (i invocation) run(t *testing.T) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	command := exec.CommandContext(ctx, program, i.args...)
+	command := exec.CommandContext(ctx, program(t), i.args...)
 	command.Dir, command.Env = i.dir, append(os.Environ(), i.env...)
 	command.Stdin = strings.NewReader(i.stdin)
 	var stdout, stderr bytes.Buffer

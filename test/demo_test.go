@@ -144,7 +144,7 @@ func newDemo(t *testing.T, flags ...string) *demoRun {
 			t.Fatal(err)
 		}
 	}
-	d.command = exec.Command(program, append([]string{"demo", "--dir", d.dir, "--port-offset", strconv.Itoa(d.offset), "-o", "json"}, flags...)...)
+	d.command = exec.Command(program(t), append([]string{"demo", "--dir", d.dir, "--port-offset", strconv.Itoa(d.offset), "-o", "json"}, flags...)...)
 	d.command.Stdout, d.command.Stderr = &d.stdout, &d.stderr
 	d.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.command.Start(); err != nil {

@@ -11,12 +11,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,8 +32,8 @@ import (
 	agent "github.com/cachemesh/cachemesh/sidecar"
 )
 
-// program is the path of the cachemesh that was built for these tests, with twitter beside it.
-var program string
+// built is the path of the cachemesh that was built for these tests, with twitter beside it. Tests take it from program.
+var built string
 
 func TestMain(m *testing.M) { os.Exit(build(m)) }
 
@@ -47,9 +50,29 @@ func build(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "build the binaries:", err)
 		return 1
 	}
-	program = filepath.Join(dir, "cachemesh")
+	built = filepath.Join(dir, "cachemesh")
 	return m.Run()
 }
+
+// program is what was built. It is asked for within a test, so that `go test`, which repeats an old result unless something
+// that a test has opened is newer, learns of the sources: it does not see what the build has read.
+func program(t *testing.T) string {
+	t.Helper()
+	if err := sources(); err != nil {
+		t.Fatal(err)
+	}
+	return built
+}
+
+// sources opens every folder of the repository, once.
+var sources = sync.OnceValue(func() error {
+	return filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path != ".." && strings.HasPrefix(entry.Name(), ".") {
+			return filepath.SkipDir
+		}
+		return err
+	})
+})
 
 // region is where every mesh of these tests is.
 const region = "here"
@@ -156,7 +179,7 @@ func (d *daemon) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	p, err := process.Start(ctx, process.Spec{Name: "cachemesh " + d.args[0], Path: program, Args: d.args, Log: d.log,
+	p, err := process.Start(ctx, process.Spec{Name: "cachemesh " + d.args[0], Path: program(t), Args: d.args, Log: d.log,
 		Ready: func(ctx context.Context, _ int) error {
 			return answersTo(ctx, cmp.Or(d.client, http.DefaultClient), d.ready)
 		}})

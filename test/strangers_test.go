@@ -139,7 +139,7 @@ func (s *secured) refuseSidecars(t *testing.T, c *controlplane, other *certs.Aut
 		if stranger.certificate != "" {
 			side.args = append(side.args, "--tls-cert", s.path(stranger.certificate+".pem"), "--tls-key", s.path(stranger.certificate+"-key.pem"))
 		}
-		p, err := process.Start(t.Context(), process.Spec{Name: stranger.name, Path: program, Args: side.args, Log: side.log})
+		p, err := process.Start(t.Context(), process.Spec{Name: stranger.name, Path: program(t), Args: side.args, Log: side.log})
 		if err != nil {
 			t.Fatal(err)
 		}
