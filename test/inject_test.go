@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -38,14 +39,15 @@ func TestInject(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	code := http.StatusOK
+	var code atomic.Int64
+	code.Store(http.StatusOK)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(code)
+		w.WriteHeader(int(code.Load()))
 		io.WriteString(w, "no Envoy runs")
 	}))
 	defer server.Close()
 	cachemesh(t, "health", server.URL+"/readyz").want(t, 0)
-	code = http.StatusServiceUnavailable
+	code.Store(http.StatusServiceUnavailable)
 	if r := cachemesh(t, "health", server.URL+"/readyz").want(t, 1); !strings.Contains(r.stderr, "no Envoy runs") {
 		t.Errorf("error %q, want the reason in it", r.stderr)
 	}
