@@ -92,7 +92,7 @@ func TestOnlyASidecarsOwnCertificateIsServed(t *testing.T) {
 	at := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
 	path := filepath.Join(dir, "mesh.yaml")
 	writeFile(t, path, goodMesh)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	done := make(chan error)
 	go func() {
 		done <- Run(ctx, Config{File: path, XDS: at(0), HTTP: at(1), TLS: TLS{Files: server, HTTPClients: true}, Version: "test", Logger: quiet})
@@ -178,7 +178,7 @@ func TestOnlyASidecarsOwnCertificateIsServed(t *testing.T) {
 	if _, err := subscribe(ctx, at(0), credentials.NewTLS(source(t, foreign).Client("127.0.0.1")), "web"); err != nil {
 		t.Errorf("after the rotation: %v", err)
 	}
-	writeFile(t, path, strings.Replace(goodMesh, "{name: cache,", "{name: cache, hashing: {size: 1024},", 1))
+	writeFile(t, path, strings.Replace(goodMesh, "{name: cache,", "{name: cache, hashing: {size: 1021},", 1))
 	if err := stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: envoy.ClusterType}); err != nil {
 		t.Fatal(err)
 	}

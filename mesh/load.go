@@ -96,12 +96,12 @@ func (m *Mesh) setDefaults() {
 	for i := range m.Pools {
 		h := &m.Pools[i].Hashing
 		if h.Algorithm == "" {
-			h.Algorithm = RingHash
+			h.Algorithm = Maglev
 		}
 		if h.Size == 0 {
-			h.Size = 65536
-			if h.Algorithm == Maglev {
-				h.Size = 65537
+			h.Size = 65537
+			if h.Algorithm == RingHash {
+				h.Size = 65536
 			}
 		}
 		for j := range m.Pools[i].Routes {

@@ -49,9 +49,9 @@ type PoolSpec struct {
 
 // Hashing says how a pool's keys are spread over its shards.
 type Hashing struct {
-	// ring_hash (the default) or maglev.
+	// maglev (the default) or ring_hash.
 	Algorithm Algorithm `yaml:"algorithm,omitempty" json:"algorithm" jsonschema:"enum=ring_hash,enum=maglev"`
-	// Fewest entries on the ring of ring_hash (default 65536), entries in the table of maglev (a prime; default 65537).
+	// Entries in the table of maglev (a prime; default 65537), fewest entries on the ring of ring_hash (default 65536).
 	Size uint64 `yaml:"size,omitempty" json:"size" jsonschema:"minimum=1,maximum=8388608"`
 }
 

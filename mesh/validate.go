@@ -66,7 +66,7 @@ func (v *validation) pool(field string, p PoolSpec) {
 
 func (v *validation) hashing(field string, h Hashing) {
 	if h.Algorithm == Maglev && (h.Size > maxMaglevSize || !new(big.Int).SetUint64(h.Size).ProbablyPrime(0)) {
-		v.add(field+".size", fmt.Sprintf("use a prime of at most %d, such as 65537", maxMaglevSize), "%d is no size for a Maglev table", h.Size)
+		v.add(field+".size", fmt.Sprintf("use a prime of at most %d, such as 65537, or algorithm: ring_hash", maxMaglevSize), "%d is no size for a Maglev table", h.Size)
 	}
 }
 

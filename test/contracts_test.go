@@ -26,7 +26,7 @@ pools:
   - name: timelines
     routes: [{prefix: "timeline:"}, {prefix: "user:"}]
   - name: content
-    hashing: {algorithm: maglev}
+    hashing: {algorithm: ring_hash}
     routes: [{prefix: "tweet:"}]
 regions:
   - name: us-east
@@ -165,10 +165,10 @@ func TestValidateNamesFileLineFieldAndRemedy(t *testing.T) {
 	if !v.Valid || len(v.Problems) != 0 || len(v.Routes) != 3 {
 		t.Fatalf("a good file: %+v", v)
 	}
-	if r := v.Routes[0]; r.Prefix != "timeline:" || r.Pool != "timelines" || r.Coherence != "local" || r.Algorithm != "ring_hash" || r.Size != 65536 || r.OpTimeout != "250ms" {
+	if r := v.Routes[0]; r.Prefix != "timeline:" || r.Pool != "timelines" || r.Coherence != "local" || r.Algorithm != "maglev" || r.Size != 65537 || r.OpTimeout != "250ms" {
 		t.Errorf("the effective policy of timeline: is %+v", r)
 	}
-	if r := v.Routes[2]; r.Algorithm != "maglev" || r.Size != 65537 {
+	if r := v.Routes[2]; r.Algorithm != "ring_hash" || r.Size != 65536 {
 		t.Errorf("the effective policy of tweet: is %+v", r)
 	}
 	data, err := os.ReadFile(good)
