@@ -3,6 +3,7 @@
 //	go run ./bench list                # what there is
 //	go run ./bench proxy -o json       # one of them: one JSON object on standard output
 //	go run ./bench all                 # all of them; rewrites the results in README.md
+//	go run ./bench report FILE...      # rewrites them from what single benchmarks have printed
 //
 // Cost is always a ratio to a peer in the same run, never an absolute figure, because the load, the proxies and the
 // shards share the machine's few cores. The peers take turns, forwards in one round and backwards in the next; a
@@ -43,6 +44,7 @@ import (
 type bench struct {
 	name, summary string
 	run           func(context.Context, settings) (result, error)
+	empty         func() result // to read a result back into
 }
 
 // settings are what every benchmark is told.
@@ -58,10 +60,10 @@ type result interface {
 }
 
 var benches = []bench{
-	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy},
-	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient},
-	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter},
-	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush},
+	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy, func() result { return new(proxyResult) }},
+	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }},
+	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }},
+	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }},
 }
 
 func main() {
@@ -92,7 +94,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "bench", Short: "Measure what cachemesh costs and what it is worth", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(listCommand(), allCommand(), clientLoadCommand(), sessionCommand(), pushServerCommand(), pushDriverCommand())
+	root.AddCommand(listCommand(), allCommand(), reportCommand(), clientLoadCommand(), sessionCommand(), pushServerCommand(), pushDriverCommand())
 	for _, b := range benches {
 		var format string
 		var s settings

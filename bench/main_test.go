@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 // The benchmarks run their own program again, for the client and for sessions.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == "client-load" || os.Args[1] == "session") {
+	if len(os.Args) > 1 && slices.Contains([]string{"client-load", "session", "push-server", "push-driver"}, os.Args[1]) {
 		main()
 	}
 	os.Exit(m.Run())
@@ -178,5 +179,46 @@ func TestVersions(t *testing.T) {
 	}
 	if got := cpuModel("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n"); got != "Some CPU @ 2 GHz" {
 		t.Errorf("cpuModel = %q", got)
+	}
+}
+
+func TestPushQuick(t *testing.T) {
+	printed := quick(t, "push")
+	for _, field := range []string{"p99_ms", "cpu_ratio_vs_snapshotcache", "cpu_ratio_vs_grouped_snapshotcache"} {
+		for _, change := range pushChanges {
+			values, _ := printed[field].(map[string]any)
+			positive(t, field+" "+change, values[change])
+		}
+	}
+	positive(t, "reconnect_seconds", printed["reconnect_seconds"])
+	positive(t, "reconnect_peak_memory_bytes", printed["reconnect_peak_memory_bytes"])
+}
+
+// TestReport makes a README of a result that was printed, as TestAll does of one that was not.
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	readme, file := filepath.Join(dir, "README.md"), filepath.Join(dir, "push.json")
+	if err := os.WriteFile(readme, []byte("before\n"+resultsStart+"\n"+resultsEnd+"\nafter\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(quick(t, "push"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	if status := execute(t.Context(), []string{"report", "--readme", readme, file}, new(bytes.Buffer), &stderr); status != 0 {
+		t.Fatalf("status %d: %s", status, stderr.String())
+	}
+	text, err := os.ReadFile(readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"before", "after", "bench push", "| 100 | address | grouped_snapshotcache |"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the README lacks %q:\n%s", want, text)
+		}
 	}
 }

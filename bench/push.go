@@ -41,7 +41,7 @@ type pushResult struct {
 	ReconnectMemory  int64                                        `json:"reconnect_peak_memory_bytes"` // of the control plane's server
 	Streams          map[string]map[string]map[string]*pushFigure `json:"streams"`                     // number → server → change
 
-	most string // the largest number of streams
+	Most string `json:"largest_number_of_streams"`
 }
 
 // pushFigure is of one server, one number of streams and one kind of change: medians over all changes.
@@ -68,7 +68,7 @@ func benchPush(ctx context.Context, s settings) (result, error) {
 	r := &pushResult{header: head, Streams: map[string]map[string]map[string]*pushFigure{},
 		Plan: map[string]any{"pools": pushPools, "shards_per_pool": pushShards, "rounds": plan.rounds, "changes_per_round": plan.changes}}
 	for _, n := range plan.streams {
-		r.most = strconv.Itoa(n)
+		r.Most = strconv.Itoa(n)
 		servers := map[string]map[string]*pushFigure{}
 		for _, kind := range pushKinds {
 			servers[kind] = map[string]*pushFigure{}
@@ -76,7 +76,7 @@ func benchPush(ctx context.Context, s settings) (result, error) {
 				servers[kind][change] = &pushFigure{}
 			}
 		}
-		r.Streams[r.most] = servers
+		r.Streams[r.Most] = servers
 		for round := range plan.rounds {
 			for _, i := range interleaved(len(pushKinds), round) {
 				last := round == plan.rounds-1 && n == plan.streams[len(plan.streams)-1]
@@ -93,7 +93,7 @@ func benchPush(ctx context.Context, s settings) (result, error) {
 			}
 		}
 	}
-	servers := r.Streams[r.most]
+	servers := r.Streams[r.Most]
 	r.P99, r.RatioSnapshot, r.RatioGrouped = map[string]float64{}, map[string]float64{}, map[string]float64{}
 	for _, change := range pushChanges {
 		ours := servers["cachemesh"][change]
@@ -242,7 +242,7 @@ func peakMemory(pid int) (int64, error) {
 func (r *pushResult) markdown(w io.Writer) {
 	r.header.markdown(w, "how fast a change reaches every sidecar")
 	fmt.Fprintf(w, "%d pools of %d shards; played sidecars with a connection each, all acknowledging. After a restart of the control plane %s sidecars are back\nafter %.1f s, with a peak of %.0f MiB in the control plane.\n\n",
-		pushPools, pushShards, r.most, r.ReconnectSeconds, float64(r.ReconnectMemory)/(1<<20))
+		pushPools, pushShards, r.Most, r.ReconnectSeconds, float64(r.ReconnectMemory)/(1<<20))
 	fmt.Fprintln(w, "| sidecars | change | server | p50 ms | p99 ms | last ms | server CPU ms | bytes/sidecar |")
 	fmt.Fprintln(w, "|--:|---|---|--:|--:|--:|--:|--:|")
 	for _, n := range []string{"100", "1000", "10000"} {

@@ -230,7 +230,7 @@ func pushDriverCommand() *cobra.Command {
 		group, ctx := errgroup.WithContext(cmd.Context())
 		for _, m := range f.members {
 			conn, err := grpc.NewClient(xdsAddress, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(driverCodec{})),
-				grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(4<<10), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
+				grpc.WithReadBufferSize(4<<10), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
 				grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second}))
 			if err != nil {
 				return failure{err}

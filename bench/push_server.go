@@ -134,7 +134,7 @@ func pushServerCommand() *cobra.Command {
 			return failure{err}
 		}
 		group, ctx := errgroup.WithContext(cmd.Context())
-		g := grpc.NewServer(grpc.SharedWriteBuffer(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+		g := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 		target.register(ctx, g)
 		context.AfterFunc(ctx, g.Stop)
 		group.Go(func() error { return g.Serve(listener) })

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
 )
 
 const (
@@ -34,6 +36,51 @@ func rewriteResults(file string, results []result) error {
 	b.WriteString(resultsEnd)
 	b.Write(after)
 	return renameio.WriteFile(file, b.Bytes(), 0o644, renameio.WithExistingPermissions())
+}
+
+// reportCommand makes the README's results of what single benchmarks have printed.
+func reportCommand() *cobra.Command {
+	var readme string
+	cmd := &cobra.Command{Use: "report FILE...", Short: "Rewrite the results in README.md from results in files", Args: cobra.MinimumNArgs(1), RunE: func(_ *cobra.Command, files []string) error {
+		read := map[string]result{}
+		for _, file := range files {
+			r, name, err := readResult(file)
+			if err != nil {
+				return failure{fmt.Errorf("%s: %w", file, err)}
+			}
+			read[name] = r
+		}
+		var inOrder []result
+		for _, b := range benches {
+			if r := read[b.name]; r != nil {
+				inOrder = append(inOrder, r)
+			}
+		}
+		if err := rewriteResults(readme, inOrder); err != nil {
+			return failure{err}
+		}
+		return nil
+	}}
+	cmd.Flags().StringVar(&readme, "readme", "README.md", "file whose results are rewritten")
+	return cmd
+}
+
+func readResult(file string) (result, string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, "", err
+	}
+	var head header
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, "", err
+	}
+	for _, b := range benches {
+		if b.name == head.Bench {
+			r := b.empty()
+			return r, b.name, json.Unmarshal(data, r)
+		}
+	}
+	return nil, "", fmt.Errorf("no benchmark is called %q", head.Bench)
 }
 
 // markdown writes what every section begins with.

@@ -51,8 +51,8 @@ func open(t *testing.T, f Files) *Source {
 	return s
 }
 
-// handshake returns what the client and the server say, and the name of the server's certificate.
-func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr error, name string) {
+// handshake returns the name of the server's certificate, and what the client and the server say.
+func handshake(t *testing.T, client, server *tls.Config) (name string, clientErr, serverErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -85,7 +85,7 @@ func handshake(t *testing.T, client, server *tls.Config) (clientErr, serverErr e
 		_, clientErr = c.Read(make([]byte, 1))
 	}
 	conn.Close()
-	return clientErr, <-done, name
+	return name, clientErr, <-done
 }
 
 func TestHandshakes(t *testing.T) {
@@ -114,19 +114,19 @@ func TestHandshakes(t *testing.T) {
 		if c.host == "" {
 			config = open(t, c.client).ClientOfAny()
 		}
-		clientErr, serverErr, _ := handshake(t, config, server.Server(true))
+		_, clientErr, serverErr := handshake(t, config, server.Server(true))
 		if got := clientErr == nil && serverErr == nil; got != c.ok {
 			t.Errorf("%s: client %v, server %v, want success %v", name, clientErr, serverErr, c.ok)
 		}
 	}
 	// The name is left out, not the purpose: a client's certificate serves nobody.
 	client := open(t, good)
-	if err, _, _ := handshake(t, client.ClientOfAny(), client.Server(false)); err == nil {
+	if _, err, _ := handshake(t, client.ClientOfAny(), client.Server(false)); err == nil {
 		t.Error("a client's certificate was taken for a server's")
 	}
 	old := open(t, good).Client("localhost")
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	if err, _, _ := handshake(t, old, server.Server(true)); err == nil {
+	if _, err, _ := handshake(t, old, server.Server(true)); err == nil {
 		t.Error("TLS 1.2 was spoken")
 	}
 }
@@ -143,7 +143,7 @@ func TestRotationIsTakenAtTheNextHandshakeAndABrokenOneNever(t *testing.T) {
 	server := source.Server(false)
 	serves := func(authority Files) string {
 		t.Helper()
-		err, _, name := handshake(t, open(t, authority).Client("localhost"), server)
+		name, err, _ := handshake(t, open(t, authority).Client("localhost"), server)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -287,7 +287,7 @@ func TestWriteDevelopment(t *testing.T) {
 	}
 	plane, sidecar := open(t, files("controlplane")), open(t, files("us-east/a"))
 	for _, host := range []string{"localhost", "127.0.0.1", "controlplane", "10.0.0.5"} {
-		if clientErr, serverErr, _ := handshake(t, sidecar.Client(host), plane.Server(true)); clientErr != nil || serverErr != nil {
+		if _, clientErr, serverErr := handshake(t, sidecar.Client(host), plane.Server(true)); clientErr != nil || serverErr != nil {
 			t.Errorf("%s: %v, %v", host, clientErr, serverErr)
 		}
 	}
@@ -298,7 +298,7 @@ func TestWriteDevelopment(t *testing.T) {
 	if _, err := WriteDevelopment(dir, d); err != nil {
 		t.Fatal(err)
 	}
-	if clientErr, serverErr, _ := handshake(t, sidecar.Client("localhost"), plane.Server(true)); clientErr != nil || serverErr != nil {
+	if _, clientErr, serverErr := handshake(t, sidecar.Client("localhost"), plane.Server(true)); clientErr != nil || serverErr != nil {
 		t.Errorf("after all files are replaced: %v, %v", clientErr, serverErr)
 	}
 	for _, bad := range []Development{{Sidecars: []Sidecar{{"x", "no/name"}}}, {Sidecars: []Sidecar{{"../x", "a"}}}} {
