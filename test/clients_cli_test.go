@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -47,9 +48,12 @@ func (c *clientCourse) startRedisCLI(ctx context.Context) (*redisCLI, func(), er
 	}, nil
 }
 
-// errClosed is what redis-cli reports of a connection that was closed: it repeats nothing, and connects again for the next
-// command.
-var errClosed = errors.New("Error: Server closed the connection")
+// errClosed stands for what redis-cli reports of a connection that was closed: it repeats nothing, and connects again for the
+// next command.
+var errClosed = errors.New("the connection was closed")
+
+// closed are the lines that say so: which one comes depends on whether the command was on its way already.
+var closed = []string{"Error: Server closed the connection", "Error: Connection reset by peer", "Error: Broken pipe"}
 
 // do runs a command and returns the lines that redis-cli prints: up to an echo, since an answer does not say where it ends.
 func (r *redisCLI) do(command string) (string, error) {
@@ -60,7 +64,7 @@ func (r *redisCLI) do(command string) (string, error) {
 		switch line := r.out.Text(); {
 		case line == end:
 			return strings.Join(lines, "\n"), failed
-		case line == errClosed.Error():
+		case slices.Contains(closed, line):
 			// The echo may be what was lost.
 			failed, end = errClosed, r.echo("")
 		default:
