@@ -22,7 +22,8 @@ import (
 func oddMesh(t *testing.T) *testMesh {
 	t.Helper()
 	m := newMesh(t)
-	m.addPool(t, mesh.PoolSpec{Name: "timelines", Routes: []mesh.Route{{Prefix: "timeline:"}, {Prefix: "user:"}, {Prefix: ""}}}, 1, 1, 1)
+	m.addPool(t, mesh.PoolSpec{Name: "timelines", Hashing: mesh.Hashing{Algorithm: mesh.RingHash},
+		Routes: []mesh.Route{{Prefix: "timeline:"}, {Prefix: "user:"}, {Prefix: ""}}}, 1, 1, 1)
 	m.addPool(t, mesh.PoolSpec{Name: "xds", Hashing: mesh.Hashing{Algorithm: mesh.Maglev},
 		Routes: []mesh.Route{{Prefix: "user:card:"}, {Prefix: "tweet:"}, {Prefix: "{"}, {Prefix: "é"}}}, 1, 2, 5)
 	m.write(t)
