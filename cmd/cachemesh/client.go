@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -177,5 +176,5 @@ func (m *meshFlags) statuses(ctx context.Context) ([]controlplane.Status, []erro
 		}
 		all = append(all, s)
 	}
-	return slices.Clip(all), failed, nil
+	return all, failed, nil
 }

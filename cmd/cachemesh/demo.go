@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -101,7 +100,7 @@ func runDemo(cmd *cobra.Command, o demo.Options, out output) error {
 	for _, f := range summary.Failed {
 		fmt.Fprintln(stderr, "failed:", f)
 	}
-	return errors.Join(errReported)
+	return errReported
 }
 
 // liveScreen shows the traffic: in place on a terminal, else a line every ten seconds.
