@@ -93,7 +93,11 @@ func (m *Mesh) setDefaults() {
 	if m.OpTimeout == 0 {
 		m.OpTimeout = DefaultOpTimeout
 	}
+	m.Health.setDefaults()
 	for i := range m.Pools {
+		if m.Pools[i].Failover == "" {
+			m.Pools[i].Failover = Manage
+		}
 		h := &m.Pools[i].Hashing
 		if h.Algorithm == "" {
 			h.Algorithm = Maglev

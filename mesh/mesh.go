@@ -27,6 +27,8 @@ type Mesh struct {
 	Kind string `yaml:"kind" jsonschema:"enum=Mesh"`
 	// Longest time that a sidecar waits for a shard's reply to one command, such as 500ms (the default).
 	OpTimeout time.Duration `yaml:"opTimeout,omitempty" jsonschema:"type=string,pattern=^[0-9]+(ms|s)$,example=500ms"`
+	// How soon a node counts as down, and how much may go down before a person is asked.
+	Health Health `yaml:"health,omitempty"`
 	// Where the shards' nodes are known from. Left out: from this file.
 	Membership Membership `yaml:"membership,omitempty"`
 	// The named sets of shards, and the key prefixes that each of them takes.
@@ -41,6 +43,8 @@ type PoolSpec struct {
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
 	// How keys are spread over the pool's shards.
 	Hashing Hashing `yaml:"hashing,omitempty"`
+	// Who makes nodes primaries and replicas: manage (the default) is cachemesh, follow is another, such as Redis Sentinel.
+	Failover Failover `yaml:"failover,omitempty" jsonschema:"enum=manage,enum=follow"`
 	// How to log in to the pool's nodes; without it, plaintext and no password.
 	Redis *RedisAccess `yaml:"redis,omitempty"`
 	// The key prefixes that this pool takes. The longest prefix wins; "" takes every other key.

@@ -12,23 +12,28 @@ import (
 type Topology struct {
 	Region    string        `json:"region"`
 	OpTimeout time.Duration `json:"op_timeout_ns"`
+	Health    Health        `json:"health"`
 	Pools     []Pool        `json:"pools"`
 }
 
 // Pool is a pool in one region.
 type Pool struct {
-	Name    string       `json:"name"`
-	Hashing Hashing      `json:"hashing"`
-	Redis   *RedisAccess `json:"redis,omitempty"`
-	Routes  []Route      `json:"routes"`
-	Shards  []Shard      `json:"shards"`
+	Name     string       `json:"name"`
+	Hashing  Hashing      `json:"hashing"`
+	Failover Failover     `json:"failover"`
+	Redis    *RedisAccess `json:"redis,omitempty"`
+	Routes   []Route      `json:"routes"`
+	Shards   []Shard      `json:"shards"`
 }
 
 // Shard is a logical part of a pool in one region.
 type Shard struct {
 	Name   string `json:"name"`
 	Weight uint32 `json:"weight"`
-	Nodes  []Node `json:"nodes"`
+	Epoch  uint64 `json:"epoch"` // version of the primary; 0 is none yet
+	// StandIn answers instead of the primary; "" is the primary.
+	StandIn StandIn `json:"stand_in,omitempty"`
+	Nodes   []Node  `json:"nodes"`
 }
 
 // Node is one Redis process of a shard.
@@ -64,9 +69,9 @@ func (m *Mesh) Topology(region string) (Topology, error) {
 	if !ok {
 		return Topology{}, fmt.Errorf("region %q is not in the mesh: it has %s", region, strings.Join(m.RegionNames(), ", "))
 	}
-	t := Topology{Region: region, OpTimeout: m.OpTimeout}
+	t := Topology{Region: region, OpTimeout: m.OpTimeout, Health: m.Health}
 	for _, p := range m.Pools {
-		pool := Pool{Name: p.Name, Hashing: p.Hashing, Redis: p.Redis, Routes: p.Routes}
+		pool := Pool{Name: p.Name, Hashing: p.Hashing, Failover: p.Failover, Redis: p.Redis, Routes: p.Routes}
 		for _, s := range spec.Shards {
 			if s.Pool != p.Name {
 				continue

@@ -41,6 +41,7 @@ func (m *Mesh) validate() Problems {
 	if m.OpTimeout < minOpTimeout || m.OpTimeout > maxOpTimeout {
 		v.add("opTimeout", "choose from 1ms to 1m", "%s is out of range", m.OpTimeout)
 	}
+	v.health(m.Health)
 	v.membership(m.Membership)
 	for i, p := range m.Pools {
 		v.pool(fmt.Sprintf("pools[%d]", i), p)

@@ -1,0 +1,110 @@
+// Package shards decides who is each shard's primary: health, quorum, leadership, promotion and the guard, as one deterministic
+// state machine (Manager). What it decides is State, which a region's control planes share by compare-and-set; what it wants done
+// to Redis nodes are Actions, each safe if done twice.
+//
+// It does no I/O, reads no clock and starts no goroutine: controlplane feeds it and acts, and so does the simulator. It never
+// moves a key, and nothing of it is on a request's way.
+package shards
+
+import (
+	"time"
+)
+
+// State is what a region's control planes agree on. It is replaced as a whole, by compare-and-set.
+type State struct {
+	Shards map[string]Shard  `json:"shards"`           // by name
+	Frozen map[string]Freeze `json:"frozen,omitempty"` // by pool: pools that lost too much at once
+	// Events are the newest maxEvents, the oldest first. They are written with what they tell of, so that none is lost.
+	Events   []Event `json:"events,omitempty"`
+	Sequence uint64  `json:"sequence"` // of the last event
+}
+
+// Shard is who answers for a shard.
+type Shard struct {
+	Pool string `json:"pool"`
+	// Epoch is the version of Primary. It only grows, and each is given to one primary, or to none.
+	Epoch   uint64 `json:"epoch"`
+	Primary string `json:"primary,omitempty"` // address; "" while no node can answer: the null stand-in does
+	RunID   string `json:"run_id,omitempty"`  // of the primary's process; another has lost its data
+	// ReplID names the primary's replication history. A replica without it has other data.
+	ReplID    string   `json:"replid,omitempty"`
+	Witnesses []string `json:"witnesses,omitempty"` // the agents that are asked about the primary, sorted
+	Change    *Change  `json:"change,omitempty"`    // under way
+}
+
+// Change is a new epoch on its way. It is written before anything is done.
+type Change struct {
+	Kind   Kind      `json:"kind"`
+	Phase  Phase     `json:"phase"`
+	Epoch  uint64    `json:"epoch"`
+	From   string    `json:"from,omitempty"`
+	To     string    `json:"to,omitempty"`    // "" is the stand-in
+	Fresh  bool      `json:"fresh,omitempty"` // To's data is not the shard's: it is emptied
+	Reason string    `json:"reason"`
+	Begun  time.Time `json:"begun"` // steps count from here
+	Steps  []Step    `json:"steps,omitempty"`
+}
+
+// Kind is what an event, or a change, is.
+type Kind string
+
+// The kinds of changes. Each ends in an event of the same kind.
+const (
+	Bootstrap Kind = "bootstrap" // the first primary
+	Failover  Kind = "failover"  // the primary is down, a replica takes over
+	Switch    Kind = "switch"    // planned
+	Follow    Kind = "follow"    // others have made another node the primary
+	StandIn   Kind = "stand-in"  // no node is left
+	Recovery  Kind = "recovery"  // a node is there again, and begins empty
+)
+
+// The kinds of other events.
+const (
+	SwitchFailed Kind = "switch-failed"
+	NodeLost     Kind = "node-lost"
+	NodeReturned Kind = "node-returned"
+	Demoted      Kind = "demoted"   // a node said that it was primary and is not
+	Restarted    Kind = "restarted" // a node, as planned
+	Frozen       Kind = "frozen"
+	Thawed       Kind = "thawed"
+	Accepted     Kind = "accepted"
+	Leader       Kind = "leader"
+)
+
+// Phase is how far a change is.
+type Phase string
+
+// The phases of a change, in order. Holding is that of a switch only.
+const (
+	Holding   Phase = "holding"   // sidecars hold the shard's new requests, what is under way ends
+	Promoting Phase = "promoting" // To becomes primary
+	Serving   Phase = "serving"   // Epoch and Primary are the new ones, sidecars are being told
+)
+
+// Step is a part of a change.
+type Step struct {
+	Name string  `json:"name"`
+	MS   float64 `json:"ms"` // since Change.Begun
+}
+
+// Freeze stops all changes of a pool that lost more than the guard allows at once.
+type Freeze struct {
+	Since    time.Time `json:"since"`
+	Lost     []string  `json:"lost"`               // addresses
+	Accepted bool      `json:"accepted,omitempty"` // by an operator: changes go on without Lost
+}
+
+// Event tells what happened to a shard, a pool or the region.
+type Event struct {
+	ID     uint64    `json:"id"` // grows by one
+	Time   time.Time `json:"time"`
+	Region string    `json:"region"`
+	Pool   string    `json:"pool,omitempty"`
+	Shard  string    `json:"shard,omitempty"`
+	Kind   Kind      `json:"kind"`
+	Epoch  uint64    `json:"epoch,omitempty"`
+	From   string    `json:"from,omitempty"` // address
+	To     string    `json:"to,omitempty"`   // address
+	Reason string    `json:"reason"`
+	Steps  []Step    `json:"steps,omitempty"`
+}
