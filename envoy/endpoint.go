@@ -16,8 +16,10 @@ import (
 func endpoints(region string, p mesh.Pool) []*endpointv3.ClusterLoadAssignment {
 	var hosts []*endpointv3.LbEndpoint
 	for _, s := range p.Shards {
-		if primary, ok := s.Primary(); ok {
-			hosts = append(hosts, host(s, primary))
+		if s.StandIn != "" {
+			hosts = append(hosts, standIn(s))
+		} else if primary, ok := s.Primary(); ok {
+			hosts = append(hosts, host(s, socketAddress(netip.MustParseAddrPort(primary.Address))))
 		}
 	}
 	assign := func(cluster string) *endpointv3.ClusterLoadAssignment {
@@ -33,10 +35,10 @@ func endpoints(region string, p mesh.Pool) []*endpointv3.ClusterLoadAssignment {
 }
 
 // host is a shard's place on the ring, which its name decides, and the address that answers there now.
-func host(s mesh.Shard, n mesh.Node) *endpointv3.LbEndpoint {
+func host(s mesh.Shard, at *corev3.Address) *endpointv3.LbEndpoint {
 	return &endpointv3.LbEndpoint{
 		HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
-			Address:  socketAddress(netip.MustParseAddrPort(n.Address)),
+			Address:  at,
 			Hostname: s.Name,
 		}},
 		LoadBalancingWeight: wrapperspb.UInt32(s.Weight),

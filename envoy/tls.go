@@ -83,6 +83,7 @@ func logIn(c *clusterv3.Cluster, p mesh.Pool) {
 	}
 	if a.TLS != nil {
 		c.TransportSocket = clientTLS(poolSecrets(p.Name), *a.TLS, func(string) *corev3.ConfigSource { return adsSource() })
+		c.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{plaintextMatch()}
 	}
 	options := new(redisv3.RedisProtocolOptions)
 	switch {
