@@ -55,6 +55,7 @@ const (
 	Switch    Kind = "switch"    // planned
 	Follow    Kind = "follow"    // others have made another node the primary
 	StandIn   Kind = "stand-in"  // no node is left
+	Raised    Kind = "epoch-raised" // the primary has seen a higher epoch than the state
 	Recovery  Kind = "recovery"  // a node is there again, and begins empty
 )
 
@@ -70,6 +71,10 @@ const (
 	Accepted     Kind = "accepted"
 	Leader       Kind = "leader"
 )
+
+// Kinds are all of them.
+var Kinds = []Kind{Bootstrap, Failover, Switch, Follow, StandIn, Recovery,
+	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader}
 
 // Phase is how far a change is.
 type Phase string
