@@ -1,0 +1,103 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// store keeps a region's state and says whether this control plane leads. Only the leader writes.
+type store interface {
+	// run keeps what the other methods say fresh, and leads when it can, until ctx ends; then it lets another lead at once. When read,
+	// leadsUntil, leader or problem come to say something else it calls changed, which must not block; but not for what write does.
+	run(ctx context.Context, changed func()) error
+	// read is the newest state that is known, JSON, and its revision; nil and 0 if there is none. It must not be changed.
+	read() (state []byte, revision uint64)
+	// write replaces the state of that revision (0: there is none) and returns the new revision. It fails with errConflict, with
+	// errNotLeading, or because the state cannot be kept now; then read tells later whether it was written all the same.
+	write(ctx context.Context, state []byte, revision uint64) (uint64, error)
+	// leadsUntil is when this control plane must stop acting, unless this says something later by then, by the monotonic clock; zero if it does not lead.
+	leadsUntil() time.Time
+	// leader is the URL that the leader advertises; "" if it is not known.
+	leader() string
+	// problem is why the store does not work as it should; nil if it does.
+	problem() error
+}
+
+var (
+	errConflict   = errors.New("the state has another revision by now")
+	errNotLeading = errors.New("this control plane does not lead its region")
+)
+
+// standing is what a store says, as one. It is replaced, never changed.
+type standing struct {
+	record  record
+	until   time.Time
+	leader  string
+	problem error
+}
+
+// shown is the part of a store that answers without waiting for anything.
+type shown struct{ now atomic.Pointer[standing] }
+
+// show replaces what is shown, and says whether it is different.
+func (s *shown) show(next standing) bool {
+	last := s.now.Swap(&next)
+	return last == nil || last.record.Revision != next.record.Revision || last.record.Sum != next.record.Sum || !last.until.Equal(next.until) ||
+		last.leader != next.leader || fmt.Sprint(last.problem) != fmt.Sprint(next.problem)
+}
+
+func (s *shown) read() ([]byte, uint64) {
+	now := s.now.Load()
+	return now.record.State, now.record.Revision
+}
+
+func (s *shown) leadsUntil() time.Time { return s.now.Load().until }
+func (s *shown) leader() string        { return s.now.Load().leader }
+func (s *shown) problem() error        { return s.now.Load().problem }
+
+// stateFile is in the folder of --state.
+const stateFile = "state.json"
+
+// record is a state as it is kept: in a file, and in Consul.
+type record struct {
+	// Revision grows by one with each write, and on from there when a state that was lost is written again.
+	Revision uint64          `json:"revision"`
+	By       string          `json:"by,omitempty"` // Consul session of the leader that wrote it
+	Sum      string          `json:"sha256"`       // of State without spaces
+	State    json.RawMessage `json:"state"`
+}
+
+func newRecord(state []byte, revision uint64, by string) (record, error) {
+	compact, err := json.Marshal(json.RawMessage(state))
+	if err != nil {
+		return record{}, fmt.Errorf("the state is not JSON: %w", err)
+	}
+	return record{Revision: revision, By: by, Sum: sum(compact), State: compact}, nil
+}
+
+func parseRecord(data []byte) (record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return record{}, err
+	}
+	compact, err := json.Marshal(r.State)
+	if err != nil {
+		return record{}, err
+	}
+	if r.Revision == 0 || r.Sum != sum(compact) {
+		return record{}, errors.New("its checksum is not that of its state: it was damaged or edited")
+	}
+	r.State = compact
+	return r, nil
+}
+
+func sum(data []byte) string {
+	s := sha256.Sum256(data)
+	return hex.EncodeToString(s[:])
+}
