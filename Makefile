@@ -55,6 +55,10 @@ golden: ## rewrite golden files, generated pages and the schema, then look at th
 	@cd deploy && go test . -update
 	@go generate ./commands
 
+.PHONY: proto
+proto: ## generate reports/*.pb.go anew
+	@go tool -modfile=tools/proto/go.mod buf generate --template tools/proto/buf.gen.yaml --path reports
+
 .PHONY: vectors
 vectors: tools ## record ring/testdata anew from the real Envoy
 	@go run ./ring/record

@@ -245,8 +245,8 @@ func (s *Server) watch(req any, w *watch) (cancel func(), err error) {
 	}, nil
 }
 
-// certificate is what the client of a stream has proved to own, nil for none.
-func certificate(ctx context.Context) *x509.Certificate {
+// Certificate is what the client of a stream has proved to own, nil for none.
+func Certificate(ctx context.Context) *x509.Certificate {
 	client, ok := peer.FromContext(ctx)
 	if !ok {
 		return nil
@@ -262,11 +262,11 @@ func certificate(ctx context.Context) *x509.Certificate {
 type callbacks Server
 
 func (c *callbacks) OnStreamOpen(ctx context.Context, id int64, typeURL string) error {
-	return (*Server)(c).open(streamID{id: id}, typeURL, certificate(ctx))
+	return (*Server)(c).open(streamID{id: id}, typeURL, Certificate(ctx))
 }
 
 func (c *callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, typeURL string) error {
-	return (*Server)(c).open(streamID{delta: true, id: id}, typeURL, certificate(ctx))
+	return (*Server)(c).open(streamID{delta: true, id: id}, typeURL, Certificate(ctx))
 }
 
 func (c *callbacks) OnStreamClosed(id int64, _ *corev3.Node) {
