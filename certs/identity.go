@@ -49,6 +49,12 @@ func (r Rule) Check(certificate *x509.Certificate, region, name string) error {
 	return nil
 }
 
+// OfSidecar says whether a certificate's SPIFFE id is a sidecar's.
+func OfSidecar(certificate *x509.Certificate) bool {
+	id, err := x509svid.IDFromCert(certificate)
+	return err == nil && id.MemberOf(trustDomain) && strings.Count(id.Path(), "/") == 2
+}
+
 func quoted(names []string) string {
 	if len(names) == 0 {
 		return "no DNS name"

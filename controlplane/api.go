@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// handler is the HTTP API. It only reads.
+// handler is the HTTP API. It only reads, save for the commands.
 func (c *ControlPlane) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -35,9 +35,11 @@ func (c *ControlPlane) handler() http.Handler {
 	mux.HandleFunc("GET /v1/shards", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, c.status().Shards)
 	})
+	mux.Handle("GET /v1/events", c.events)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{
-			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars and /v1/shards, all for GET",
+			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards and /v1/events for GET, " +
+				"/v1/shards/SHARD/switch, /v1/shards/SHARD/restart and /v1/pools/POOL/accept for POST",
 		})
 	})
 	return mux

@@ -59,6 +59,7 @@ type ControlPlane struct {
 	xds     *xds.Server
 	metrics *metrics
 	prober  *prober
+	events  *eventLog
 	view    atomic.Pointer[view]
 	served  chan struct{} // closed when there is something to serve
 	started time.Time
@@ -99,6 +100,9 @@ func Run(ctx context.Context, config Config) error {
 		config.Region = read.mesh.Regions[0].Name
 	}
 	c := &ControlPlane{config: config, certs: certificates, log: config.Logger, served: make(chan struct{}), started: time.Now()}
+	if c.events, err = openEvents(config.State, config.Logger); err != nil {
+		return err
+	}
 	c.prober = newProber()
 	c.metrics = newMetrics(c)
 	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Authorise: c.authorise(), Observe: c})
@@ -230,7 +234,7 @@ func (c *ControlPlane) serveXDS(ctx context.Context) error {
 }
 
 func (c *ControlPlane) serveHTTP(ctx context.Context, l net.Listener) error {
-	server := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+	server := &http.Server{Handler: c.handler(), BaseContext: func(net.Listener) context.Context { return ctx }, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
 	stopped := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
