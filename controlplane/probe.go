@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/node"
 )
 
 const (
@@ -149,12 +150,7 @@ func (p *prober) client(address string, access *mesh.RedisAccess) *redis.Client 
 	if ok {
 		old.Close()
 	}
-	options := &redis.Options{
-		Addr: address, PoolSize: 1, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, ContextTimeoutEnabled: true,
-		DialTimeout: probeTimeout, ReadTimeout: probeTimeout, WriteTimeout: probeTimeout,
-	}
-	logIn(options, access)
-	client := redis.NewClient(options)
+	client := redis.NewClient(node.Options(address, access, probeTimeout))
 	p.clients[address] = probeClient{client, access}
 	return client
 }

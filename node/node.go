@@ -1,0 +1,99 @@
+// Package node is one Redis node as who watches and manages it sees it: Client probes it in one round trip (Probe) and does to
+// it what a shards.Action says (Do). Control planes and witnessing agents call it.
+//
+// It decides nothing, keeps nothing that it saw, and never retries: who calls it asks again.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
+)
+
+// EpochKey holds, on each node, the epoch of the shard that its data is of, as a decimal number.
+const EpochKey = mesh.ReservedPrefix + "epoch"
+
+// Client has one connection to a node, made when it is needed. It may be used by several goroutines, which take turns.
+type Client struct {
+	address string
+	access  *mesh.RedisAccess
+	timeout time.Duration
+	redis   *redis.Client
+}
+
+// New does not connect yet. timeout bounds each dial and each round trip.
+func New(address string, access *mesh.RedisAccess, timeout time.Duration) *Client {
+	return &Client{address: address, access: access, timeout: timeout, redis: redis.NewClient(Options(address, access, timeout))}
+}
+
+// Close ends the connection.
+func (c *Client) Close() { c.redis.Close() }
+
+// Probe asks the node what it is, in one round trip. A node that has no data to serve (MASTERDOWN) or still loads it is alive;
+// one that gives no answer within the timeout, or refuses INFO, is not. With an error the Node has its address only.
+func (c *Client) Probe(ctx context.Context) (shards.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return c.probe(ctx, c.redis)
+}
+
+func (c *Client) probe(ctx context.Context, r redis.Cmdable) (shards.Node, error) {
+	n := shards.Node{Address: c.address}
+	// Two commands, since INFO takes several sections only from Redis 7 on.
+	pipe := r.Pipeline()
+	server, replication, epoch := pipe.Info(ctx, "server"), pipe.Info(ctx, "replication"), pipe.Get(ctx, EpochKey)
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	for _, err := range []error{server.Err(), replication.Err()} {
+		if err != nil {
+			return n, fmt.Errorf("Redis at %s: %w", c.address, err)
+		}
+	}
+	switch err := epoch.Err(); {
+	case err == nil:
+		n.Epoch, _ = strconv.ParseUint(epoch.Val(), 10, 64)
+	case redis.IsLoadingError(err):
+		n.Loading = true
+	case !isReply(err):
+		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
+	}
+	n.RunID = field(server.Val(), "run_id")
+	if n.RunID == "" {
+		return n, fmt.Errorf("Redis at %s: INFO has no run_id: is this a Redis?", c.address)
+	}
+	info := replication.Val()
+	n.ReplID = field(info, "master_replid")
+	offset := "master_repl_offset"
+	n.Role = mesh.Primary
+	if field(info, "role") != "master" {
+		n.Role, offset = mesh.Replica, "slave_repl_offset"
+		n.Of = net.JoinHostPort(field(info, "master_host"), field(info, "master_port"))
+		n.Linked = field(info, "master_link_status") == "up"
+	}
+	n.Offset, _ = strconv.ParseInt(field(info, offset), 10, 64)
+	return n, nil
+}
+
+// isReply says whether the node itself answered with this error.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// field reads a line "name:value" of INFO.
+func field(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
