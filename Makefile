@@ -68,6 +68,7 @@ fuzz: ## fuzz the parsers and the ring, a minute each
 	@go test -run '^$$' -fuzz FuzzLoad -fuzztime 60s ./mesh
 	@go test -run '^$$' -fuzz FuzzManifests -fuzztime 60s -fuzzminimizetime 20x ./inject
 	@go test -run '^$$' -fuzz FuzzFind -fuzztime 60s -fuzzminimizetime 20x ./ring
+	@go test -run '^$$' -fuzz FuzzReadCommand -fuzztime 60s ./resp
 
 .PHONY: bench
 bench: tools build ## run every benchmark and rewrite the README's table of results
