@@ -1,6 +1,8 @@
 package shards
 
 import (
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
@@ -10,7 +12,9 @@ import (
 type Config struct {
 	Region    string
 	DownAfter time.Duration // a node that gave no good answer for so long is down
-	MaxLoss   float64       // share of a pool's nodes, above which a loss at once freezes the pool
+	MaxLoss   float64       // share of a pool's nodes; if more go at once, the pool is frozen
+	// Wall makes the time of day out of a reading of the clock that only goes forwards; nil takes the reading for it.
+	Wall func(time.Time) time.Time
 }
 
 // Member is a shard with its nodes, as the membership has them.
@@ -47,7 +51,7 @@ type Op string
 
 // The actions. Each is refused by a node that has seen a newer epoch.
 const (
-	Promote  Op = "promote"  // make Node the primary of Epoch; Fresh empties it before
+	Promote  Op = "promote"  // make Node the primary of Epoch; Fresh empties it
 	Handover Op = "handover" // pause writes at From, wait until Node has them all, then as Promote
 	Demote   Op = "demote"   // make Node a replica of Of
 	Mirror   Op = "mirror"   // write Epoch on Node
@@ -72,4 +76,284 @@ type Command struct {
 	Shard string
 	Node  string // "" lets the manager choose
 	Force bool
+}
+
+// Answer is what came of a command.
+type Answer struct {
+	ID    uint64 // of Ask
+	Event Event
+	Err   error
+}
+
+// Target is a primary that an agent witnesses.
+type Target struct {
+	Shard   string
+	Epoch   uint64
+	Address string
+	RunID   string
+}
+
+// Alert is something that a person should look at.
+type Alert struct {
+	Subject string `json:"subject"`
+	Message string `json:"message"`
+	Remedy  string `json:"remedy"`
+}
+
+// Decision is what is to be done next: either State is to be written in place of Revision, or Actions are to be done.
+type Decision struct {
+	State    *State // nil: nothing to write
+	Revision uint64
+	Actions  []Action
+	Answers  []Answer
+}
+
+// Manager is one control plane's view of its region's shards. All of its methods are to be called one at a time, with readings of one
+// clock that only goes forwards.
+type Manager struct {
+	config Config
+
+	state    State
+	revision uint64
+	loaded   bool
+
+	until time.Time // it may act before that
+	since time.Time // it has led without a break from then on
+
+	members  []Member
+	nodes    map[string]*sighting // by address
+	agents   map[string]*agent    // by name
+	verdicts map[string]map[string]verdict
+	acked    map[string]map[string]string // by shard and agent: the address that its Envoy has acknowledged
+	memory   map[string]*memory           // by shard
+	running  map[Action]bool
+	retry    map[Action]time.Time // not again before
+
+	asked    uint64
+	waiting  []question
+	restarts map[Action]uint64 // the question of each
+	ready    []Answer
+	queued   []Event // to be written with the next state
+	flushing int     // so many of them are in the decision that is being written
+
+	upkeep time.Time // of witnesses, next
+}
+
+// sighting is the last that was seen of a node.
+type sighting struct {
+	Node
+	at     time.Time // of the last answer
+	told   bool      // its loss is in the events
+	served string    // run id of a process of it that was made primary, or found as one
+	plain  bool      // it came up as a primary by itself
+	claims bool      // it said that it was primary when it was last demoted
+}
+
+type agent struct {
+	at        time.Time // last seen
+	connected bool
+}
+
+type verdict struct {
+	Verdict
+	at time.Time
+}
+
+// memory is what a manager knows of a shard beyond its state.
+type memory struct {
+	epoch uint64
+	first time.Time // when this manager saw the shard, or its present epoch, first
+	good  time.Time // when the primary gave its last good answer
+	phase Phase     // of the change, as of begun
+	begun time.Time // when this manager first saw the change in this phase
+	tried error     // why the last action of the change failed
+}
+
+// New makes a manager that knows nothing yet.
+func New(config Config) *Manager {
+	if config.Wall == nil {
+		config.Wall = func(t time.Time) time.Time { return t.Round(0).UTC() }
+	}
+	return &Manager{config: config, nodes: map[string]*sighting{}, agents: map[string]*agent{}, verdicts: map[string]map[string]verdict{},
+		acked: map[string]map[string]string{}, memory: map[string]*memory{}, running: map[Action]bool{}, retry: map[Action]time.Time{}, restarts: map[Action]uint64{}}
+}
+
+// Configure changes how it decides from now on; the region stays.
+func (m *Manager) Configure(downAfter time.Duration, maxLoss float64) {
+	m.config.DownAfter, m.config.MaxLoss = downAfter, maxLoss
+}
+
+// Members takes in the whole membership.
+func (m *Manager) Members(members []Member) {
+	m.members = members
+	listed := map[string]bool{}
+	named := map[string]bool{}
+	for _, member := range members {
+		named[member.Shard] = true
+		for _, address := range member.Nodes {
+			listed[address] = true
+		}
+	}
+	for address := range m.nodes {
+		if !listed[address] {
+			delete(m.nodes, address)
+		}
+	}
+	for shard := range m.memory {
+		if !named[shard] {
+			delete(m.memory, shard)
+			delete(m.verdicts, shard)
+		}
+	}
+}
+
+// Loaded takes in what the store has.
+func (m *Manager) Loaded(now time.Time, s State, revision uint64) {
+	m.state, m.revision, m.loaded = s, revision, true
+	m.remember(now)
+}
+
+// Lease says until when this control plane may act; the past, or the zero time, is that it does not lead.
+func (m *Manager) Lease(now, until time.Time) {
+	if !now.Before(until) {
+		m.since = time.Time{}
+	} else if m.since.IsZero() {
+		m.since = now
+	}
+	m.until = until
+}
+
+// Leading says whether it may act.
+func (m *Manager) Leading(now time.Time) bool {
+	return m.loaded && now.Before(m.until) && !m.since.IsZero()
+}
+
+// Probed takes in an answer of a node.
+func (m *Manager) Probed(now time.Time, n Node) {
+	s := m.nodes[n.Address]
+	if s == nil {
+		s = &sighting{}
+		m.nodes[n.Address] = s
+	}
+	if n.RunID != s.RunID && n.Role == mesh.Primary && n.RunID != s.served && n.Epoch == 0 {
+		s.plain = true
+	}
+	s.Node, s.at = n, now
+}
+
+// AgentSeen takes in that an agent is connected.
+func (m *Manager) AgentSeen(now time.Time, name string) {
+	m.agents[name] = &agent{at: now, connected: true}
+}
+
+// AgentLost takes in that an agent's connection has ended. It may be alive.
+func (m *Manager) AgentLost(now time.Time, name string) {
+	if a := m.agents[name]; a != nil {
+		a.at, a.connected = now, false
+	}
+	for _, acked := range m.acked {
+		delete(acked, name)
+	}
+}
+
+// AgentLeft takes in that an agent has stopped as planned.
+func (m *Manager) AgentLeft(name string) {
+	m.agents[name] = &agent{} // the distant past: a witness no more
+	for _, acked := range m.acked {
+		delete(acked, name)
+	}
+}
+
+// Verdicts takes in what an agent says of the primaries that it witnesses.
+func (m *Manager) Verdicts(now time.Time, name string, all []Verdict) {
+	if a := m.agents[name]; a != nil && a.connected {
+		a.at = now
+	}
+	for _, v := range all {
+		if m.verdicts[v.Shard] == nil {
+			m.verdicts[v.Shard] = map[string]verdict{}
+		}
+		m.verdicts[v.Shard][name] = verdict{v, now}
+	}
+}
+
+// Acknowledged takes in where an agent's Envoy sends a shard's requests: an address, or a stand-in's path.
+func (m *Manager) Acknowledged(name, shard, address string) {
+	if m.acked[shard] == nil {
+		m.acked[shard] = map[string]string{}
+	}
+	m.acked[shard][name] = address
+}
+
+// Ask takes in a command; its answer comes with a decision.
+func (m *Manager) Ask(c Command) (id uint64) {
+	m.asked++
+	m.waiting = append(m.waiting, question{id: m.asked, command: c})
+	return m.asked
+}
+
+// Written takes in that a decision's state has been written.
+func (m *Manager) Written(now time.Time, s State, revision uint64) {
+	m.state, m.revision = s, revision
+	m.queued = slices.Delete(m.queued, 0, m.flushing)
+	m.flushing = 0
+	m.remember(now)
+}
+
+// ErrEpoch is why a node refuses an action: it has seen a newer epoch.
+var ErrEpoch = errors.New("the node has seen a newer epoch")
+
+// Done takes in what came of an action. What the node is now is to be taken in with Probed before.
+func (m *Manager) Done(now time.Time, a Action, err error) {
+	delete(m.running, a)
+	m.retry[a] = now.Add(retryAfter)
+	for other, at := range m.retry {
+		if now.Sub(at) > time.Minute {
+			delete(m.retry, other)
+		}
+	}
+	if k := m.memory[a.Shard]; k != nil && (a.Op == Promote || a.Op == Handover) {
+		k.tried = err
+	}
+	m.answerRestart(a, err)
+	if err != nil {
+		return
+	}
+	switch a.Op {
+	case Promote, Handover:
+		if n := m.nodes[a.Node]; n != nil {
+			n.served = n.RunID
+		}
+	case Demote:
+		if n := m.nodes[a.Node]; n != nil && n.claims {
+			n.claims = false
+			m.queue(now, Event{Kind: Demoted, Shard: a.Shard, To: a.Node, Reason: "it said that it was primary, and " + a.Of + " is"})
+		}
+	case Restart:
+		m.queue(now, Event{Kind: Restarted, Shard: a.Shard, To: a.Node, Reason: "asked for by an operator"})
+	}
+}
+
+// State is what the store has, as far as this manager knows.
+func (m *Manager) State() (State, uint64) { return m.state, m.revision }
+
+// remember keeps the memory of shards in step with the state.
+func (m *Manager) remember(now time.Time) {
+	for name, s := range m.state.Shards {
+		k := m.memory[name]
+		if k == nil {
+			k = &memory{}
+			m.memory[name] = k
+		}
+		if k.epoch != s.Epoch || k.first.IsZero() {
+			k.epoch, k.first, k.good = s.Epoch, now, time.Time{}
+		}
+		var phase Phase
+		if s.Change != nil {
+			phase = s.Change.Phase
+		}
+		if phase != k.phase {
+			k.phase, k.begun, k.tried = phase, now, nil
+		}
+	}
 }

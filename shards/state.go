@@ -50,13 +50,13 @@ type Kind string
 
 // The kinds of changes. Each ends in an event of the same kind.
 const (
-	Bootstrap Kind = "bootstrap" // the first primary
-	Failover  Kind = "failover"  // the primary is down, a replica takes over
-	Switch    Kind = "switch"    // planned
-	Follow    Kind = "follow"    // others have made another node the primary
-	StandIn   Kind = "stand-in"  // no node is left
+	Bootstrap Kind = "bootstrap"    // the first primary
+	Failover  Kind = "failover"     // the primary is down, a replica takes over
+	Switch    Kind = "switch"       // planned
+	Follow    Kind = "follow"       // others have made another node the primary
+	StandIn   Kind = "stand-in"     // no node is left
 	Raised    Kind = "epoch-raised" // the primary has seen a higher epoch than the state
-	Recovery  Kind = "recovery"  // a node is there again, and begins empty
+	Recovery  Kind = "recovery"     // a node is there again, and begins empty
 )
 
 // The kinds of other events.
@@ -73,7 +73,7 @@ const (
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Bootstrap, Failover, Switch, Follow, StandIn, Recovery,
+var Kinds = []Kind{Bootstrap, Failover, Switch, Follow, StandIn, Raised, Recovery,
 	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader}
 
 // Phase is how far a change is.

@@ -1,0 +1,144 @@
+package shards
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// advance brings a change one step further. Another leader may have begun it.
+func (d *deciding) advance(member Member, s Shard) {
+	c := *s.Change
+	k := d.memory[member.Shard]
+	switch c.Phase {
+	case Holding:
+		d.hand(member, s, c)
+	case Promoting:
+		d.promote(member, s, c)
+	case Serving:
+		if s.Primary != "" && d.silence(d.now, member.Shard, s) >= d.config.DownAfter || d.served(member.Shard, s) || d.now.Sub(k.begun) >= servingFor {
+			if d.served(member.Shard, s) {
+				d.step(&c, "acknowledged")
+			}
+			d.finish(member.Shard, s, c)
+		}
+	}
+}
+
+// promoted says whether a change's node is what the change wants, by its own word since the change began.
+func (d *deciding) promoted(member Member, c Change) bool {
+	n := d.nodes[c.To]
+	return n != nil && n.at.After(d.memory[member.Shard].begun) && n.Role == mesh.Primary && n.Epoch == c.Epoch
+}
+
+// promote makes the change's node a primary, or gives up on it.
+func (d *deciding) promote(member Member, s Shard, c Change) {
+	if d.promoted(member, c) {
+		d.commit(member.Shard, s, c)
+		return
+	}
+	n := d.nodes[c.To]
+	since := d.now.Sub(d.memory[member.Shard].begun)
+	switch {
+	case n != nil && n.Epoch > c.Epoch:
+		c.Epoch = n.Epoch + 1 // it has seen more than the state tells
+		s.Change = &c
+		d.set(member.Shard, s)
+	case d.alive(d.now, c.To):
+		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh})
+	case since >= d.config.DownAfter:
+		d.again(member, s, c)
+	}
+}
+
+// again begins a change anew, since its node is gone.
+func (d *deciding) again(member Member, s Shard, c Change) {
+	gone := c.To
+	c.Fresh = c.Kind == Recovery || s.Primary == "" && c.Kind != Bootstrap
+	c.To = ""
+	if !c.Fresh {
+		c.To = d.candidate(d.now, member, s)
+	}
+	if c.To == "" {
+		c.To = d.spare(d.now, member)
+		c.Fresh = c.Kind != Bootstrap
+	}
+	if c.To == "" {
+		if c.Kind != Bootstrap {
+			c.Kind = StandIn
+		}
+	}
+	c.Phase, c.Epoch = "", 0
+	c.Reason += fmt.Sprintf("; %s is gone", gone)
+	d.begin(member, s, c)
+}
+
+// hand moves a shard to another node without losing a request: sidecars hold what is new, the old primary ends what it has.
+func (d *deciding) hand(member Member, s Shard, c Change) {
+	k := d.memory[member.Shard]
+	a := Action{Op: Handover, Shard: member.Shard, Node: c.To, From: c.From, Epoch: c.Epoch}
+	held := d.acknowledged(member.Shard, HoldPath(member.Shard))
+	switch {
+	case d.promoted(member, c):
+		d.commit(member.Shard, s, c)
+	case d.running[a]:
+	case k.tried != nil && !errors.Is(k.tried, ErrEpoch):
+		d.abandon(member.Shard, s, c, k.tried.Error())
+	case k.tried != nil:
+		d.abandon(member.Shard, s, c, "a node has seen a newer epoch")
+	case d.now.Sub(k.begun) >= holdFor+2*d.config.DownAfter:
+		d.abandon(member.Shard, s, c, "it took too long")
+	case held || d.now.Sub(k.begun) >= holdFor:
+		d.act(a)
+	}
+}
+
+// abandon ends a switch without effect: the old primary goes on, once its pause has ended. Its epoch is a new one, since the other node
+// may have been given the switch's.
+func (d *deciding) abandon(name string, s Shard, c Change, reason string) {
+	s.Change, s.Epoch = nil, c.Epoch+1
+	d.set(name, s)
+	d.event(Event{Kind: SwitchFailed, Shard: name, Pool: s.Pool, Epoch: s.Epoch, From: c.From, To: c.To, Reason: reason, Steps: c.Steps})
+}
+
+// commit makes a change take effect: from then on its node answers.
+func (d *deciding) commit(name string, s Shard, c Change) {
+	n := d.nodes[c.To]
+	d.step(&c, "promoted")
+	c.Phase = Serving
+	s.Epoch, s.Primary, s.RunID, s.ReplID, s.Change = c.Epoch, c.To, n.RunID, n.ReplID, &c
+	d.set(name, s)
+}
+
+// finish ends a change with its event.
+func (d *deciding) finish(name string, s Shard, c Change) {
+	s.Change = nil
+	d.set(name, s)
+	d.event(Event{Kind: c.Kind, Shard: name, Pool: s.Pool, Epoch: c.Epoch, From: c.From, To: c.To, Reason: c.Reason, Steps: c.Steps})
+}
+
+// The paths, relative to a sidecar's folder, of the sockets that stand in for a shard's nodes.
+
+// NullPath is that of the one that answers as an empty Redis.
+func NullPath(shard string) string { return "null/" + shard + ".sock" }
+
+// HoldPath is that of the one that lets requests wait.
+func HoldPath(shard string) string { return "hold/" + shard + ".sock" }
+
+// served says whether all connected sidecars have acknowledged who answers now.
+func (d *deciding) served(name string, s Shard) bool {
+	if s.Primary == "" {
+		return d.acknowledged(name, NullPath(name))
+	}
+	return d.acknowledged(name, s.Primary)
+}
+
+func (d *deciding) acknowledged(name, address string) bool {
+	for agent, a := range d.agents {
+		if a.connected && d.acked[name][agent] != address {
+			return false
+		}
+	}
+	return true
+}
