@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -152,6 +153,8 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 	}
 	s := &agentStream{agent: agent, wake: make(chan struct{}, 1), end: make(chan error, 1), down: map[string]bool{}}
 	a.begin(s)
+	// It tells the agent that its reports are taken. With an error, receive ends too and says why.
+	_ = stream.SendHeader(metadata.MD{})
 	received := make(chan error, 1)
 	go func() { received <- a.receive(s, stream, first) }()
 	for {
@@ -160,7 +163,6 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 			a.mu.Lock()
 			instructions := s.wanted
 			a.mu.Unlock()
-			// With an error, receive ends too and says why.
 			_ = stream.Send(instructions)
 		case err := <-received:
 			return err
@@ -211,13 +213,13 @@ func (a *agents) begin(s *agentStream) {
 // receive takes reports until the stream ends, and returns how.
 func (a *agents) receive(s *agentStream, stream reports.Reports_ConnectServer, report *reports.Report) error {
 	for {
-		if err := a.take(s, report); err != nil {
-			a.finish(s, a.listener.AgentLost)
-			return err
-		}
 		if report.GetLeaving() {
 			a.finish(s, a.listener.AgentLeft)
 			return nil
+		}
+		if err := a.take(s, report); err != nil {
+			a.finish(s, a.listener.AgentLost)
+			return err
 		}
 		var err error
 		if report, err = stream.Recv(); err != nil {

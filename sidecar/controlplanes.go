@@ -51,19 +51,19 @@ func newControlPlanes(c Config, source *certs.Source) *controlPlanes {
 }
 
 // credentials are made for each connection, of what the certificates' files hold then.
-func (c *controlPlanes) credentials(address string) credentials.TransportCredentials {
+func (c *controlPlanes) credentials(name string) credentials.TransportCredentials {
 	if c.tls == nil {
 		return insecure.NewCredentials()
 	}
-	return credentials.NewTLS(c.tls.Client(c.serverName(address)))
+	return credentials.NewTLS(c.tls.Client(c.serverName(name)))
 }
 
-// serverName is what the certificate of the control plane there must hold.
-func (c *controlPlanes) serverName(address string) string {
+// serverName is what the certificate of the control plane called name must hold.
+func (c *controlPlanes) serverName(name string) string {
 	if c.name != "" {
 		return c.name
 	}
-	host, _, _ := net.SplitHostPort(address)
+	host, _, _ := net.SplitHostPort(name)
 	return host
 }
 
@@ -102,11 +102,31 @@ func (c *controlPlanes) open(ctx context.Context, first *discovery.DeltaDiscover
 	return nil, errors.Join(errs...)
 }
 
+// connect opens a connection to address, where the control plane called name is: host:port, or IP:port of it. Patience is for TLS handshakes.
+func (c *controlPlanes) connect(ctx context.Context, name, address string, patience time.Duration) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(address, append(c.options[:len(c.options):len(c.options)], grpc.WithTransportCredentials(c.credentials(name)))...)
+	if err != nil {
+		return nil, err
+	}
+	timeout := connectTimeout
+	if c.tls != nil {
+		timeout = patience // thousands that return at once make a control plane slow at handshakes, too
+	}
+	if err := connect(ctx, conn, timeout); err != nil {
+		conn.Close()
+		if refusal := c.refusal(ctx, name, address); refusal != nil {
+			err = refusal
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
 // dial opens a stream on a connection of its own, so that a control plane that has stopped working is found out
 // now and not by a keepalive on an old connection. Envoy's first request asks for all clusters, which every
 // control plane that works answers, be it with nothing.
 func (c *controlPlanes) dial(ctx context.Context, address string, first *discovery.DeltaDiscoveryRequest, patience time.Duration) (*upstream, error) {
-	conn, err := grpc.NewClient(address, append(c.options[:len(c.options):len(c.options)], grpc.WithTransportCredentials(c.credentials(address)))...)
+	conn, err := c.connect(ctx, address, address, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -115,17 +135,6 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 		cancel(context.Canceled)
 		conn.Close()
 	}}
-	timeout := connectTimeout
-	if c.tls != nil {
-		timeout = patience // thousands that return at once make a control plane slow at handshakes, too
-	}
-	if err := connect(ctx, conn, timeout); err != nil {
-		if refusal := c.refusal(ctx, address); refusal != nil {
-			err = refusal
-		}
-		u.close()
-		return nil, err
-	}
 	late := errors.New("it accepts the stream and does not answer")
 	timer := time.AfterFunc(patience, func() { cancel(late) })
 	if u.stream, err = discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx); err == nil {
@@ -144,13 +153,13 @@ func (c *controlPlanes) dial(ctx context.Context, address string, first *discove
 }
 
 // refusal is why TLS fails, nil if it does not: gRPC often writes into a closed connection before it reads the reason.
-func (c *controlPlanes) refusal(ctx context.Context, address string) error {
+func (c *controlPlanes) refusal(ctx context.Context, name, address string) error {
 	if c.tls == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	config := c.tls.Client(c.serverName(address))
+	config := c.tls.Client(c.serverName(name))
 	config.NextProtos = []string{"h2"}
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
 	if err != nil {

@@ -133,6 +133,25 @@ func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryRespon
 	}
 }
 
+// endpoints are the addresses of shards as Envoy has acknowledged them, "" where its clusters differ. A resource of a kind that
+// this agent does not know counts as none.
+func (h *holdings) endpoints() map[string]string {
+	all := map[string]string{}
+	for _, r := range h.held[envoy.EndpointType] {
+		listed, err := envoy.Endpoints(r)
+		if err != nil {
+			continue
+		}
+		for _, e := range listed {
+			if address, ok := all[e.Shard]; ok && address != e.Address {
+				e.Address = ""
+			}
+			all[e.Shard] = e.Address
+		}
+	}
+	return all
+}
+
 // complete says whether Envoy has all that it asked for: it could start again with just what it holds. A cluster whose
 // endpoints are missing would keep a starting Envoy waiting; each has them under its own name.
 func (h *holdings) complete() bool {

@@ -25,6 +25,9 @@ var (
 	xdsResources  = desc("xds_resources", "Resources that Envoy has acknowledged.", "type")
 	certExpiry    = desc("certificate_expiry_timestamp_seconds", "When the sidecar's certificate ends, in seconds since 1970; with TLS only.")
 	certExpires   = desc("certificate_expires_soon", "1 if less than a fifth of the life of the sidecar's certificate is left; with TLS only.")
+	reportingTo   = desc("reporting_to", "Control planes that take this agent's reports.")
+	targets       = desc("witness_targets", "Primaries that a control plane asks this agent about: the most of any.")
+	targetsDown   = desc("witness_down", "Those of them that are down, as seen from here.")
 	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
 )
 
@@ -72,6 +75,14 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for typeURL, n := range s.XDS.Resources {
 		gauge(xdsResources, float64(n), shortType(typeURL))
 	}
+	connected, asked, down := 0, 0, 0
+	for _, r := range s.Reporting {
+		connected += int(number(r.Connected))
+		asked, down = max(asked, r.Targets), max(down, r.Down)
+	}
+	gauge(reportingTo, float64(connected))
+	gauge(targets, float64(asked))
+	gauge(targetsDown, float64(down))
 	gauge(xdsAge, time.Since(s.XDS.Changed).Seconds())
 	gauge(xdsVersion, 1, s.XDS.Version)
 }

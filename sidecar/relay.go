@@ -53,6 +53,8 @@ type relay struct {
 	before   string // the source before
 	plane    string // address of the control plane that the current session is relayed to
 	nacks    map[string]int
+	has      map[string]string // the endpoints that Envoy acknowledged, see holdings.endpoints; replaced, never changed
+	changed  func()            // called when has is another
 }
 
 type envoyStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
@@ -79,7 +81,8 @@ func newRelay(c Config, saved resources, restarts func() int, source *certs.Sour
 	return &relay{
 		planes: newControlPlanes(c, source), addresses: c.Addresses, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
-		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
+		changed: func() {},
+		nacks:   map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}
 }
 
@@ -283,12 +286,7 @@ func (r *relay) answer(s *session, saved resources, req *discovery.DeltaDiscover
 
 // await tries the control planes until one answers; nil when ctx ends first.
 func (r *relay) await(ctx context.Context, first *discovery.DeltaDiscoveryRequest) *upstream {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval = 100 * time.Millisecond
-	b.Multiplier = 1.5
-	b.MaxInterval = 2 * time.Second
-	b.RandomizationFactor = 0.5
-	b.Reset()
+	b := retry()
 	for {
 		select {
 		case <-ctx.Done():
@@ -299,6 +297,17 @@ func (r *relay) await(ctx context.Context, first *discovery.DeltaDiscoveryReques
 			return up
 		}
 	}
+}
+
+// retry is how long to wait before each try to reach a control plane.
+func retry() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 100 * time.Millisecond
+	b.Multiplier = 1.5
+	b.MaxInterval = 2 * time.Second
+	b.RandomizationFactor = 0.5
+	b.Reset()
+	return b
 }
 
 func unavailable(err error) error { return status.Error(codes.Unavailable, err.Error()) }
@@ -331,6 +340,13 @@ func (r *relay) serving(s *session, source, plane string) {
 	}
 }
 
+// endpoints are those that Envoy has acknowledged. They do not change.
+func (r *relay) endpoints() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.has
+}
+
 func (r *relay) savedResources() resources {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -348,6 +364,12 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 	if rejected := r.holdings.request(req); rejected != nil {
 		r.reject(rejected, req.ErrorDetail.GetMessage())
 		restored = r.holdings.restore(rejected)
+	}
+	if req.TypeUrl == envoy.EndpointType {
+		if has := r.holdings.endpoints(); !maps.Equal(has, r.has) {
+			r.has = has
+			r.changed()
+		}
 	}
 	if set := r.holdings.save(); set != nil {
 		select {

@@ -39,6 +39,7 @@ type agent struct {
 	config     Config
 	supervisor *supervisor
 	relay      *relay
+	reporting  *reporting
 }
 
 // Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
@@ -96,7 +97,9 @@ func newAgent(c Config) (*agent, error) {
 		}
 	}
 	r := newRelay(c, saved, s.restartCount, source)
-	return &agent{config: c, supervisor: s, relay: r}, nil
+	reporting := newReporting(c, r.planes, r.endpoints)
+	r.changed = reporting.acknowledged
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
@@ -144,6 +147,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 		return nil
 	})
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
+	part(func() error { return a.reporting.run(serving) })
 	part(func() error { return a.supervisor.watch(serving) })
 	part(func() error {
 		err := a.supervisor.run(ctx)

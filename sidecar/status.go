@@ -18,6 +18,8 @@ type Status struct {
 	Addresses envoy.Addresses `json:"addresses"`
 	Envoy     EnvoyStatus     `json:"envoy"`
 	XDS       XDSStatus       `json:"xds"`
+	// Reporting has each control plane that this sidecar knows of.
+	Reporting []ReportingStatus `json:"reporting"`
 }
 
 // EnvoyStatus is the state of Envoy's process.
@@ -38,9 +40,18 @@ type XDSStatus struct {
 	Changed      time.Time      `json:"changed"`       // when Envoy last acknowledged a change, or the agent started
 }
 
+// ReportingStatus is how the agent reports to one control plane, and what it probes for that one.
+type ReportingStatus struct {
+	ControlPlane string `json:"control_plane"`     // IP:port
+	Connected    bool   `json:"connected"`         // it takes this agent's reports
+	Problem      string `json:"problem,omitempty"` // why it does not, or why its instructions are not followed
+	Targets      int    `json:"targets"`           // primaries that it asks about
+	Down         int    `json:"down"`              // those that are down, as seen from here
+}
+
 func (a *agent) status() Status {
 	return Status{
 		Name: a.config.Name, Region: a.config.Region, Zone: a.config.Zone, Version: a.config.Version, PID: os.Getpid(),
-		Addresses: a.config.Addresses, Envoy: a.supervisor.status(), XDS: a.relay.status(),
+		Addresses: a.config.Addresses, Envoy: a.supervisor.status(), XDS: a.relay.status(), Reporting: a.reporting.status(),
 	}
 }
