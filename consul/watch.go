@@ -41,42 +41,68 @@ type Catalogue struct {
 // Watch reports a datacenter's catalogue at once, whenever it changes, and after every answer and every failure to get one. It
 // returns when ctx ends.
 func Watch(ctx context.Context, spec mesh.ConsulSpec, datacenter string, report func(Catalogue)) error {
+	query := func(ctx context.Context, c *Client, index uint64) (uint64, error) {
+		catalogue, meta, err := c.query(ctx, datacenter, index)
+		if err != nil {
+			return 0, err
+		}
+		report(Catalogue{Registrations: catalogue, Index: meta.LastIndex})
+		return meta.LastIndex, nil
+	}
+	return watch(ctx, spec, maxRetry, query, func(err error) { report(Catalogue{Err: err}) })
+}
+
+// watch runs blocking queries, each upon the index that the one before returned, until ctx ends.
+func watch(ctx context.Context, spec mesh.ConsulSpec, maxRetry time.Duration, query blocking, failed func(error)) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = firstRetry, maxRetry
 	for {
-		err := follow(ctx, spec, datacenter, func(c Catalogue) {
-			retry.Reset()
-			report(c)
+		err := follow(ctx, spec, func(ctx context.Context, c *Client, index uint64) (uint64, error) {
+			next, err := query(ctx, c, index)
+			if err == nil {
+				retry.Reset()
+			}
+			return next, err
 		})
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		report(Catalogue{Err: err})
+		failed(err)
 		if err := sleep(ctx, retry.NextBackOff()); err != nil {
 			return err
 		}
 	}
 }
 
-// follow reports until something fails. It begins without an index, since whatever answers may have another history than what
+// blocking is a query that waits for something newer than index, and returns the index of what it got.
+type blocking func(ctx context.Context, c *Client, index uint64) (uint64, error)
+
+// follow queries until something fails. It begins without an index, since whatever answers may have another history than what
 // failed before, and with a client of its own, so that certificates that were rotated are read again.
-func follow(ctx context.Context, spec mesh.ConsulSpec, datacenter string, report func(Catalogue)) error {
+func follow(ctx context.Context, spec mesh.ConsulSpec, query blocking) error {
 	c, err := New(spec)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	for index := uint64(0); ; {
-		catalogue, meta, err := c.poll(ctx, datacenter, index)
+		got, err := poll(ctx, c, query, index)
 		if err != nil {
 			return err
 		}
-		report(Catalogue{Registrations: catalogue, Index: meta.LastIndex})
-		index = nextIndex(index, meta.LastIndex)
+		index = nextIndex(index, got)
 		if err := sleep(ctx, between); err != nil {
 			return err
 		}
 	}
+}
+
+// poll is one blocking query, which a connection that died silently cannot hold for ever.
+func poll(ctx context.Context, c *Client, query blocking, index uint64) (uint64, error) {
+	// Consul adds up to a sixteenth of the waiting time.
+	ctx, cancel := context.WithTimeoutCause(ctx, waitTime+waitTime/16+callTimeout, errors.New("no answer"))
+	defer cancel()
+	return query(ctx, c, index)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -95,14 +121,6 @@ func nextIndex(last, got uint64) uint64 {
 		return 0
 	}
 	return got
-}
-
-// poll is one blocking query, which a connection that died silently cannot hold for ever.
-func (c *Client) poll(ctx context.Context, datacenter string, index uint64) ([]mesh.Registration, *api.QueryMeta, error) {
-	// Consul adds up to a sixteenth of the waiting time.
-	ctx, cancel := context.WithTimeoutCause(ctx, waitTime+waitTime/16+callTimeout, errors.New("no answer"))
-	defer cancel()
-	return c.query(ctx, datacenter, index)
 }
 
 func (c *Client) query(ctx context.Context, datacenter string, index uint64) ([]mesh.Registration, *api.QueryMeta, error) {

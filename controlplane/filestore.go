@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -178,23 +176,6 @@ func (s *fileStore) write(_ context.Context, state []byte, revision uint64) (uin
 	s.record = next
 	s.showAll()
 	return next.Revision, nil
-}
-
-// save writes a record so that a crash of the machine leaves the old one or the new one.
-func (r record) save(path string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := renameio.WriteFile(path, append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }
 
 // lockState locks a folder for this process, or returns what its holder advertises.

@@ -2,9 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -60,44 +57,3 @@ func (s *shown) read() ([]byte, uint64) {
 func (s *shown) leadsUntil() time.Time { return s.now.Load().until }
 func (s *shown) leader() string        { return s.now.Load().leader }
 func (s *shown) problem() error        { return s.now.Load().problem }
-
-// stateFile is in the folder of --state.
-const stateFile = "state.json"
-
-// record is a state as it is kept: in a file, and in Consul.
-type record struct {
-	// Revision grows by one with each write, and on from there when a state that was lost is written again.
-	Revision uint64          `json:"revision"`
-	By       string          `json:"by,omitempty"` // Consul session of the leader that wrote it
-	Sum      string          `json:"sha256"`       // of State without spaces
-	State    json.RawMessage `json:"state"`
-}
-
-func newRecord(state []byte, revision uint64, by string) (record, error) {
-	compact, err := json.Marshal(json.RawMessage(state))
-	if err != nil {
-		return record{}, fmt.Errorf("the state is not JSON: %w", err)
-	}
-	return record{Revision: revision, By: by, Sum: sum(compact), State: compact}, nil
-}
-
-func parseRecord(data []byte) (record, error) {
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return record{}, err
-	}
-	compact, err := json.Marshal(r.State)
-	if err != nil {
-		return record{}, err
-	}
-	if r.Revision == 0 || r.Sum != sum(compact) {
-		return record{}, errors.New("its checksum is not that of its state: it was damaged or edited")
-	}
-	r.State = compact
-	return r, nil
-}
-
-func sum(data []byte) string {
-	s := sha256.Sum256(data)
-	return hex.EncodeToString(s[:])
-}

@@ -2,22 +2,30 @@ package shards
 
 import "time"
 
-// Terms are how long leadership lasts without news from Consul, and how long it takes to pass on.
+// Terms are how long leadership lasts without news from Consul, and how it passes on.
 type Terms struct {
-	// TTL is that of the session. Consul ends a session no earlier than TTL after its last renewal, and at times only after twice that.
+	// TTL is that of the session. Consul ends a session that is not renewed after once to twice as long.
 	TTL time.Duration
 	// LockDelay is how long Consul keeps a lock from everybody after it ended the session that held it.
 	LockDelay time.Duration
 	// Margin is how much earlier a leader stops than another can start. It covers what is under way, and clocks of unequal pace.
 	Margin time.Duration
-	// Renew is how often a leader renews.
+	// Renew is how often a leader renews its session.
 	Renew time.Duration
+	// Beat is how often a leader writes the lock anew, so that others see that it lives.
+	Beat time.Duration
+	// Silence is how long others wait for that, while Consul answers them, before they end the leader's session. Consul by itself
+	// would take TTL to notice.
+	Silence time.Duration
 	// Retry is how often a lock is tried that is free and kept back by its delay.
 	Retry time.Duration
 }
 
-// DefaultTerms have the shortest TTL that Consul takes. A leader that falls silent stops after 2 s.
-var DefaultTerms = Terms{TTL: 10 * time.Second, LockDelay: 3 * time.Second, Margin: time.Second, Renew: 500 * time.Millisecond, Retry: 100 * time.Millisecond}
+// DefaultTerms have the shortest TTL that Consul takes. A leader that falls silent stops after 2 s, and another starts after 5 to 6 s.
+var DefaultTerms = Terms{
+	TTL: 10 * time.Second, LockDelay: 3 * time.Second, Margin: time.Second,
+	Renew: 500 * time.Millisecond, Beat: time.Second, Silence: 3 * time.Second, Retry: 100 * time.Millisecond,
+}
 
 // Ask is what a Lease wants to ask of Consul next.
 type Ask string
@@ -27,23 +35,26 @@ const (
 	Nothing Ask = ""
 	Open    Ask = "open"    // a session with TTL and LockDelay
 	Renew   Ask = "renew"   // the session
-	Acquire Ask = "acquire" // the lock, with the session
+	Acquire Ask = "acquire" // the lock, with the session, also if it is held already; each time with another content
+	Depose  Ask = "depose"  // read the lock, tell Seen, and if its holder is still Silent, end its session
 )
 
 // Lease is one control plane's way to lead its region: no session, then a session, then the lock.
 //
 // A leader may act until LockDelay less Margin after it sent the last request whose success proved that its session lived. Whatever
-// ends the session (its TTL, an operator, a Consul agent that leaves) does so after that proof, and then nobody gets the lock for
-// LockDelay. So another leader starts no earlier than Margin after this one has stopped, by this one's own clock. All times are
-// readings of that clock, which must be monotonic.
+// ends the session (its TTL, another control plane, an operator, a Consul agent that leaves) does so after that proof, and then nobody
+// gets the lock for LockDelay. So another leader starts no earlier than Margin after this one has stopped, by this one's own clock.
+// All times are readings of that clock, which must be monotonic.
 type Lease struct {
 	terms   Terms
 	session string
-	holder  string // session that holds the lock, as last seen; "" is nobody
-	held    bool   // by session
+	held    bool      // the lock, by session
+	holder  string    // session that holds the lock, as last seen; "" is nobody
+	mark    uint64    // of the lock's content, as last seen
+	fresh   time.Time // when mark was another, or the lock could not be seen
 	proof   time.Time
 	// When each was last asked.
-	opened, renewed, acquired time.Time
+	opened, renewed, acquired, deposed time.Time
 }
 
 // NewLease has no session.
@@ -51,6 +62,14 @@ func NewLease(terms Terms) *Lease { return &Lease{terms: terms} }
 
 // Session is "" if there is none.
 func (l *Lease) Session() string { return l.session }
+
+// Holder is the session that holds the lock, as last seen; "" is nobody.
+func (l *Lease) Holder() string { return l.holder }
+
+// Silent says whether the holder, which is another, has not written the lock for so long that it may be deposed.
+func (l *Lease) Silent(now time.Time) bool {
+	return l.holder != "" && l.holder != l.session && !now.Before(l.fresh.Add(l.terms.Silence))
+}
 
 // Held says whether this control plane has the lock, as far as it knows. It may lead only until Until.
 func (l *Lease) Held() bool { return l.held }
@@ -87,18 +106,27 @@ func (l *Lease) Next(now time.Time) (Ask, time.Time) {
 		}
 	case due(&l.renewed, every):
 		return Renew, now
-	case !l.held && l.holder == "":
+	case l.held:
+		if due(&l.acquired, l.terms.Beat) {
+			return Acquire, now
+		}
+	case l.holder == "" || l.holder == l.session:
 		if due(&l.acquired, l.terms.Retry) {
 			return Acquire, now
 		}
+	case !l.Silent(now):
+		if at := l.fresh.Add(l.terms.Silence); at.Before(wake) {
+			wake = at
+		}
+	case due(&l.deposed, l.terms.Renew):
+		return Depose, now
 	}
 	return Nothing, wake
 }
 
 // Opened takes in a new session that was asked for at sent.
 func (l *Lease) Opened(session string, sent time.Time) {
-	l.session, l.held, l.renewed, l.acquired = session, false, sent, time.Time{}
-	l.proved(sent)
+	l.session, l.held, l.renewed, l.acquired, l.proof = session, false, sent, time.Time{}, sent
 }
 
 // Proved takes in that a request sent at sent showed that the session lives: a renewal, or a write that depends on the lock.
@@ -116,24 +144,30 @@ func (l *Lease) proved(sent time.Time) {
 
 // Ended takes in that Consul does not know the session any more.
 func (l *Lease) Ended() {
-	terms, holder, opened := l.terms, l.holder, l.opened
-	if holder == l.session {
-		holder = ""
+	if l.holder == l.session {
+		l.holder = ""
 	}
-	*l = Lease{terms: terms, holder: holder, opened: opened}
+	l.session, l.held, l.acquired = "", false, time.Time{}
 }
 
-// Acquired takes in that the session was given the lock when it asked at sent.
+// Acquired takes in that the session has the lock, for which it asked at sent.
 func (l *Lease) Acquired(sent time.Time) {
 	l.held, l.holder = true, l.session
 	l.proved(sent)
 }
 
-// Seen takes in whose session holds the lock; "" is nobody's. It must have been read after the last call of Acquired.
-func (l *Lease) Seen(holder string) {
+// Seen takes in whose session holds the lock ("" is nobody's), and a mark that changes whenever the lock is written. It must have been
+// read after the last call of Acquired.
+func (l *Lease) Seen(holder string, mark uint64, now time.Time) {
 	if holder == "" && l.holder != "" {
 		l.acquired = time.Time{}
 	}
-	l.holder = holder
+	if holder != l.holder || mark != l.mark {
+		l.fresh = now
+	}
+	l.holder, l.mark = holder, mark
 	l.held = l.held && holder == l.session
 }
+
+// Unseen takes in that the lock could not be read: nobody's silence can be told then.
+func (l *Lease) Unseen(now time.Time) { l.fresh = now }
