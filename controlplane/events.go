@@ -26,8 +26,9 @@ const (
 // eventLog keeps the region's events in the order in which this control plane learned of them, and in a file of JSON lines if it
 // has one. The file is a copy for people: the newest events are in the state, too, so it need not survive a power cut.
 type eventLog struct {
-	path string // "" keeps them in memory only
-	log  *slog.Logger
+	path    string // "" keeps them in memory only
+	log     *slog.Logger
+	observe func(shards.Event) // is told of each event that is new here; set before the first
 
 	mu      sync.Mutex
 	first   int // position of events[0]: how many went before
@@ -47,7 +48,7 @@ func keyOf(e shards.Event) eventKey { return eventKey{e.ID, e.Time.UnixNano()} }
 
 // openEvents reads what was kept in the folder; "" keeps nothing. What cannot be read is left out.
 func openEvents(folder string, log *slog.Logger) (*eventLog, error) {
-	l := &eventLog{log: log, known: map[eventKey]bool{}, more: make(chan struct{})}
+	l := &eventLog{log: log, observe: func(shards.Event) {}, known: map[eventKey]bool{}, more: make(chan struct{})}
 	if folder == "" {
 		return l, nil
 	}
@@ -95,17 +96,19 @@ func (l *eventLog) take(e shards.Event) bool {
 	return true
 }
 
-// append keeps events and tells followers of them. It returns those that are new here.
-func (l *eventLog) append(events []shards.Event) (fresh []shards.Event) {
+// append keeps the events that are new here and tells followers of them.
+func (l *eventLog) append(events []shards.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var fresh []shards.Event
 	for _, e := range events {
 		if l.take(e) {
 			fresh = append(fresh, e)
+			l.observe(e)
 		}
 	}
 	if len(fresh) == 0 {
-		return nil
+		return
 	}
 	for len(l.events) > maxEvents {
 		l.forget()
@@ -118,7 +121,6 @@ func (l *eventLog) append(events []shards.Event) (fresh []shards.Event) {
 	}
 	close(l.more)
 	l.more = make(chan struct{})
-	return fresh
 }
 
 // forget drops the oldest quarter; the file follows.
