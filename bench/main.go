@@ -44,7 +44,8 @@ import (
 type bench struct {
 	name, summary string
 	run           func(context.Context, settings) (result, error)
-	empty         func() result // to read a result back into
+	empty         func() result                   // to read a result back into
+	flags         func(*cobra.Command, *settings) // of its own; nil is none
 }
 
 // settings are what every benchmark is told.
@@ -52,6 +53,8 @@ type settings struct {
 	quick    bool      // a run of seconds, which shows that it works and measures nothing
 	dir      string    // for files and sockets; removed afterwards
 	progress io.Writer // for people
+	// Of failover: how often each fault is inflicted. 0 and -1 leave it to the plan.
+	rounds, sentinelRounds int
 }
 
 // result is printed as JSON. The README's section is made of several.
@@ -60,10 +63,11 @@ type result interface {
 }
 
 var benches = []bench{
-	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy, func() result { return new(proxyResult) }},
-	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }},
-	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }},
-	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }},
+	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy, func() result { return new(proxyResult) }, nil},
+	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }, nil},
+	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil},
+	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil},
+	{"failover", "primaries killed and stopped under load, against Redis Sentinel (45 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags},
 }
 
 func main() {
@@ -109,6 +113,10 @@ func newRoot() *cobra.Command {
 			}
 			return printJSON(cmd.OutOrStdout(), r)
 		}}
+		s.sentinelRounds = -1
+		if b.flags != nil {
+			b.flags(cmd, &s)
+		}
 		cmd.Flags().StringVarP(&format, "output", "o", "json", "how to print: json")
 		cmd.Flags().BoolVar(&s.quick, "quick", false, "run for seconds, to see that it works; the figures mean nothing")
 		root.AddCommand(cmd)
@@ -126,7 +134,7 @@ func listCommand() *cobra.Command {
 
 func allCommand() *cobra.Command {
 	var readme string
-	var s settings
+	s := settings{sentinelRounds: -1}
 	cmd := &cobra.Command{Use: "all", Short: "Run all benchmarks and rewrite the results in README.md", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		s.progress = cmd.ErrOrStderr()
 		results := make(map[string]result)

@@ -37,34 +37,56 @@ func startMesh(ctx context.Context, running *programs, dir string, shards []shar
 	if err != nil {
 		return sidecar{}, err
 	}
-	ports, err := process.FreePorts(6)
+	nodes := make([][]string, len(shards))
+	for i, s := range shards {
+		nodes[i] = []string{s.address}
+	}
+	c, err := startControlPlane(ctx, running, dir, cachemesh, meshFile(nodes))
 	if err != nil {
 		return sidecar{}, err
 	}
-	local := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	xds, http, redis, resp3, admin, metrics := local(0), local(1), local(2), local(3), local(4), local(5)
+	return startSidecar(ctx, running, dir, cachemesh, c.xds, "bench-0", servesKeys)
+}
 
-	config := filepath.Join(dir, "mesh.yaml")
-	if err := os.WriteFile(config, []byte(meshFile(shards)), 0o600); err != nil {
-		return sidecar{}, err
+// controlPlane is where one listens.
+type controlPlane struct{ xds, http string }
+
+func startControlPlane(ctx context.Context, running *programs, dir, cachemesh, config string) (controlPlane, error) {
+	ports, err := process.FreePorts(2)
+	if err != nil {
+		return controlPlane{}, err
 	}
-	if _, err := running.start(ctx, process.Spec{
+	c := controlPlane{xds: localAddress(ports[0]), http: localAddress(ports[1])}
+	file := filepath.Join(dir, "mesh.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		return controlPlane{}, err
+	}
+	_, err = running.start(ctx, process.Spec{
 		Name: "control plane", Path: cachemesh, Log: filepath.Join(dir, "controlplane.log"),
-		Args: []string{"controlplane", "--config", config, "--region", region, "--xds", xds, "--http", http, "--state", filepath.Join(dir, "state")},
-	}); err != nil {
+		Args: []string{"controlplane", "--config", file, "--region", region, "--xds", c.xds, "--http", c.http, "--state", filepath.Join(dir, "state")},
+	})
+	return c, err
+}
+
+func localAddress(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+// startSidecar waits until it is ready, as ready tells of the way through it.
+func startSidecar(ctx context.Context, running *programs, dir, cachemesh, xds, name string, ready func(target) func(context.Context, int) error) (sidecar, error) {
+	ports, err := process.FreePorts(4)
+	if err != nil {
 		return sidecar{}, err
 	}
-
-	home := filepath.Join(dir, "sidecar")
+	redis, resp3, admin, metrics := localAddress(ports[0]), localAddress(ports[1]), localAddress(ports[2]), localAddress(ports[3])
+	home := filepath.Join(dir, name)
 	s := sidecar{
 		target: target{name: "sidecar", tcp: []endpoint{{"tcp", redis}}, unix: []endpoint{{"unix", filepath.Join(home, "redis.sock")}}},
 		resp3:  endpoint{"tcp", resp3},
 	}
 	agent, err := running.start(ctx, process.Spec{
-		Name: "sidecar", Path: cachemesh, Log: filepath.Join(dir, "sidecar.log"),
-		Args: []string{"sidecar", "--region", region, "--name", "bench-0", "--controlplane", xds, "--dir", home,
+		Name: name, Path: cachemesh, Log: filepath.Join(dir, name+".log"),
+		Args: []string{"sidecar", "--region", region, "--name", name, "--controlplane", xds, "--dir", home,
 			"--redis", redis, "--redis-resp3", resp3, "--admin", admin, "--metrics", metrics},
-		Ready: servesKeys(s.target),
+		Ready: ready(s.target),
 	})
 	if err != nil {
 		return sidecar{}, err
@@ -77,7 +99,8 @@ func startMesh(ctx context.Context, running *programs, dir string, shards []shar
 	return s, nil
 }
 
-func meshFile(shards []shard) string {
+// meshFile has one pool of shards with these nodes.
+func meshFile(nodes [][]string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `apiVersion: cachemesh.dev/v1
 kind: Mesh
@@ -89,11 +112,13 @@ regions:
   - name: %s
     shards:
 `, region)
-	for i, s := range shards {
-		fmt.Fprintf(&b, "      - {pool: cache, name: cache-%d, nodes: [%q]}\n", i, s.address)
+	for i, addresses := range nodes {
+		fmt.Fprintf(&b, "      - {pool: cache, name: %s, nodes: [\"%s\"]}\n", shardName(i), strings.Join(addresses, `", "`))
 	}
 	return b.String()
 }
+
+func shardName(i int) string { return fmt.Sprintf("cache-%d", i) }
 
 // envoyPID reads the pid of the sidecar's Envoy from what its agent keeps beside it.
 func envoyPID(file string) (int, error) {
