@@ -106,9 +106,21 @@ func (a *agents) Instruct(interval, downAfter time.Duration, targets map[string]
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	before, all := a.targets, a.interval != interval || a.downAfter != downAfter
 	a.interval, a.downAfter, a.targets = interval, downAfter, wanted
-	for _, s := range a.streams {
-		a.instruct(s)
+	if all {
+		for _, s := range a.streams {
+			a.instruct(s)
+		}
+		return
+	}
+	// Most agents have nothing to probe, before and now.
+	for _, some := range []map[string][]*reports.Target{before, wanted} {
+		for agent := range some {
+			if s := a.streams[agent]; s != nil {
+				a.instruct(s)
+			}
+		}
 	}
 }
 
