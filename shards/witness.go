@@ -80,3 +80,10 @@ func (m *Manager) Targets() map[string][]Target {
 	}
 	return all
 }
+
+// Counted says how many of a shard's witnesses say that its primary is up, that it is down, or have said nothing of it lately.
+func (m *Manager) Counted(now time.Time, shard string) (up, down, silent int) {
+	s := m.state.Shards[shard]
+	down, up = m.count(now, shard, s)
+	return up, down, len(s.Witnesses) - up - down
+}
