@@ -5,6 +5,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,33 +42,37 @@ func (c *Client) Close() { c.redis.Close() }
 // Probe asks the node what it is, in one round trip. A node that has no data to serve (MASTERDOWN) or still loads it is alive;
 // one that gives no answer within the timeout, or refuses INFO, is not. With an error the Node has its address only.
 func (c *Client) Probe(ctx context.Context) (shards.Node, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	return c.probe(ctx, c.redis)
+	n, err := c.probe(ctx)
+	if err != nil {
+		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
+	}
+	return n, nil
 }
 
-func (c *Client) probe(ctx context.Context, r redis.Cmdable) (shards.Node, error) {
-	n := shards.Node{Address: c.address}
+func (c *Client) probe(ctx context.Context) (shards.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	n, _, err := c.look(ctx, c.redis)
+	return n, err
+}
+
+// look is a probe over r. hidden says that the node has no data to serve, its epoch neither.
+func (c *Client) look(ctx context.Context, r redis.Cmdable) (n shards.Node, hidden bool, err error) {
+	n.Address = c.address
 	// Two commands, since INFO takes several sections only from Redis 7 on.
 	pipe := r.Pipeline()
 	server, replication, epoch := pipe.Info(ctx, "server"), pipe.Info(ctx, "replication"), pipe.Get(ctx, EpochKey)
 	_, _ = pipe.Exec(ctx) // each command has its own error
-	for _, err := range []error{server.Err(), replication.Err()} {
-		if err != nil {
-			return n, fmt.Errorf("Redis at %s: %w", c.address, err)
-		}
+	if err = cmp.Or(server.Err(), replication.Err()); err == nil && !isReply(epoch.Err()) {
+		err = epoch.Err()
 	}
-	switch err := epoch.Err(); {
-	case err == nil:
-		n.Epoch, _ = strconv.ParseUint(epoch.Val(), 10, 64)
-	case redis.IsLoadingError(err):
-		n.Loading = true
-	case !isReply(err):
-		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
+	if err != nil {
+		return n, false, err
 	}
+	n.Epoch, n.Loading, hidden = parseEpoch(epoch), redis.IsLoadingError(epoch.Err()), redis.IsMasterDownError(epoch.Err())
 	n.RunID = field(server.Val(), "run_id")
 	if n.RunID == "" {
-		return n, fmt.Errorf("Redis at %s: INFO has no run_id: is this a Redis?", c.address)
+		return shards.Node{Address: c.address}, false, errors.New("INFO has no run_id: is this a Redis?")
 	}
 	info := replication.Val()
 	n.ReplID = field(info, "master_replid")
@@ -79,7 +84,16 @@ func (c *Client) probe(ctx context.Context, r redis.Cmdable) (shards.Node, error
 		n.Linked = field(info, "master_link_status") == "up"
 	}
 	n.Offset, _ = strconv.ParseInt(field(info, offset), 10, 64)
-	return n, nil
+	return n, hidden, nil
+}
+
+// parseEpoch is 0 for a node without one, or with something else under its key.
+func parseEpoch(reply *redis.StringCmd) uint64 {
+	epoch, err := strconv.ParseUint(reply.Val(), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return epoch
 }
 
 // isReply says whether the node itself answered with this error.

@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strconv"
 	"syscall"
@@ -100,7 +101,7 @@ func linked(n shards.Node) bool { return n.Linked }
 func TestProbe(t *testing.T) {
 	primary := start(t, process.Redis{}, nil)
 	replica := start(t, process.Redis{ReplicaOf: primary.Port}, nil)
-	lost := start(t, managed(), nil)
+	lost := start(t, process.Redis{Managed: true}, nil)
 
 	p := primary.probe(t)
 	if p.Role != mesh.Primary || p.Address != primary.Address() || len(p.RunID) != 40 || len(p.ReplID) != 40 || p.Of != "" || p.Epoch != 0 || p.Loading {
@@ -115,7 +116,7 @@ func TestProbe(t *testing.T) {
 	if p := primary.probe(t); p.Offset != r.Offset || p.Offset == 0 {
 		t.Errorf("offsets: primary %d, replica %d", p.Offset, r.Offset)
 	}
-	if n := lost.probe(t); n.Role != mesh.Replica || n.Linked || n.Of != deadAddress || n.Epoch != 0 || n.Loading {
+	if n := lost.probe(t); n.Role != mesh.Replica || n.Linked || n.Of != "127.0.0.1:1" || n.Epoch != 0 || n.Loading {
 		t.Errorf("a replica of nobody: %+v", n)
 	}
 	if _, err := lost.redis.Get(t.Context(), "k").Result(); !redis.IsMasterDownError(err) {
@@ -144,7 +145,7 @@ func TestProbeOfAPrimaryThatLoads(t *testing.T) {
 	defer client.Close()
 	// 10 ms a key makes it load for long enough to be seen.
 	p, err := process.Start(t.Context(), process.Spec{Name: "redis", Path: path,
-		Args: []string{"--port", strconv.Itoa(port), "--dir", dir, "--save", "", "--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024"},
+		Args: []string{"--port", strconv.Itoa(port), "--dir", dir, "--dbfilename", fmt.Sprintf("redis-%d.rdb", first.Port), "--save", "", "--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024"},
 		Ready: func(ctx context.Context, _ int) error {
 			_, err := client.Probe(ctx)
 			return err

@@ -1,0 +1,114 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
+)
+
+const (
+	// pause is for how long the old primary holds writes after it was told so last: if nobody tells it more, it goes on.
+	pause = 400 * time.Millisecond
+	// catchUp is how long the new primary may take to have all writes.
+	catchUp = 300 * time.Millisecond
+	// promotion is how long it may take to become primary, well before the pause ends.
+	promotion = 250 * time.Millisecond
+)
+
+// handover makes this node the primary in place of From, without losing a write that From has acknowledged. After an error From goes on as
+// the primary, at the latest when its pause ends.
+func (c *Client) handover(ctx context.Context, a shards.Action) (shards.Node, error) {
+	to, err := c.probe(ctx)
+	if err != nil {
+		return to, err
+	}
+	from := New(a.From, c.access, c.timeout)
+	defer from.Close()
+	if to.Role != mesh.Primary || to.Epoch != a.Epoch {
+		old, err := from.Probe(ctx)
+		if err != nil {
+			return to, err
+		}
+		switch {
+		case old.Epoch > a.Epoch:
+			return to, fmt.Errorf("%w at %s: %d, and this is of %d", shards.ErrEpoch, a.From, old.Epoch, a.Epoch)
+		case old.Role != mesh.Primary:
+			return to, fmt.Errorf("%s is no primary", a.From)
+		case !to.Linked || to.ReplID != old.ReplID:
+			return to, fmt.Errorf("it does not replicate %s, or not yet", a.From)
+		}
+		if err := c.takeOver(ctx, from, a); err != nil {
+			return to, err
+		}
+	}
+	// Nobody waits for From if it is gone now. As long as it is none's replica it keeps its pause, so that it acknowledges no write.
+	if _, err := from.demote(ctx, shards.Action{Op: shards.Demote, Shard: a.Shard, Node: a.From, Of: a.Node, Epoch: a.Epoch}); err == nil {
+		from.unpause(ctx)
+	}
+	return to, nil
+}
+
+// takeOver pauses From, waits until this node has all of its writes, and promotes it.
+func (c *Client) takeOver(ctx context.Context, from *Client, a shards.Action) error {
+	begun := time.Now()
+	waiting, cancel := context.WithDeadline(ctx, begun.Add(catchUp))
+	defer cancel()
+	paused, err := c.follow(waiting, from)
+	if err != nil {
+		from.unpause(ctx)
+		return fmt.Errorf("it has not caught up with %s within %s: %w", a.From, time.Since(begun).Round(time.Millisecond), err)
+	}
+	promoting, cancel := context.WithDeadline(ctx, paused.Add(promotion))
+	defer cancel()
+	_, err = c.promote(promoting, a)
+	if isReply(err) || errors.Is(err, shards.ErrEpoch) {
+		from.unpause(ctx) // it is not the primary; after any other error it may be
+	}
+	return err
+}
+
+// follow waits until this node has all that From has, and returns from when on From has been paused since.
+func (c *Client) follow(ctx context.Context, from *Client) (paused time.Time, err error) {
+	for missing := int64(0); ; {
+		paused = time.Now()
+		old, err := from.pause(ctx)
+		var n shards.Node
+		if err == nil {
+			n, err = c.probe(ctx)
+		}
+		switch {
+		case err != nil && (ctx.Err() == nil || missing == 0):
+			return paused, err
+		case err == nil && n.Linked && n.ReplID == old.ReplID && n.Offset >= old.Offset:
+			return paused, nil
+		case err == nil:
+			missing = old.Offset - n.Offset
+		}
+		select {
+		case <-ctx.Done():
+			return paused, fmt.Errorf("%d bytes are missing", missing)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// pause holds the node's writes, or goes on to hold them, and says what the node is then.
+func (c *Client) pause(ctx context.Context) (n shards.Node, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if err := c.redis.Do(ctx, "CLIENT", "PAUSE", pause.Milliseconds(), "WRITE").Err(); err != nil {
+		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
+	}
+	return c.Probe(ctx)
+}
+
+// unpause is for a node that is known to answer; if it does not, its pause ends by itself.
+func (c *Client) unpause(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
+	defer cancel()
+	c.redis.ClientUnpause(ctx)
+}
