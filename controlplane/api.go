@@ -6,6 +6,8 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // handler is the HTTP API. It only reads, save for the commands.
@@ -36,6 +38,7 @@ func (c *ControlPlane) handler() http.Handler {
 		writeJSON(w, http.StatusOK, c.status().Shards)
 	})
 	mux.Handle("GET /v1/events", c.events)
+	commandAPI{topology: func() mesh.Topology { return c.view.Load().topology }, ask: c.manager.ask}.register(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{
 			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards and /v1/events for GET, " +

@@ -1,6 +1,7 @@
-// Package controlplane is one region's control plane: one loop turns what the membership says into a
-// topology, the topology into Envoy resources, and hands those to the xDS server. Beside it, nodes are probed for
-// what status and metrics show, and an HTTP API answers the commands.
+// Package controlplane is one region's control plane: one loop turns what the membership says, and who is primary, into a
+// topology, the topology into Envoy resources, and hands those to the xDS server. Beside it, the manager has shards.Manager decide
+// who is primary, from what health probes and agents say, keeps that in the store and makes it so on the nodes. Nodes are probed
+// for what status and metrics show, and an HTTP API answers the commands.
 //
 // It never acts on a request's way: when it is gone, every sidecar keeps serving.
 package controlplane
@@ -14,6 +15,8 @@ import (
 	"net/http"
 	"net/netip"
 	"reflect"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +29,7 @@ import (
 	"github.com/cachemesh/cachemesh/controlplane/xds"
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
 )
 
 const (
@@ -39,14 +43,16 @@ const (
 
 // Config is what a control plane needs to know.
 type Config struct {
-	File     string // mesh.yaml
-	Region   string // "" is the file's only region
-	XDS      string // IP:port of the gRPC server
-	HTTP     string // IP:port of the API
-	Consul   string // address of the region's Consul; "" is the one in File
-	State    string // folder for what must survive a restart; "" keeps nothing
-	TLS      TLS    // of both
-	Insecure bool   // allow plaintext listeners beyond loopback
+	File      string // mesh.yaml
+	Region    string // "" is the file's only region
+	XDS       string // IP:port of the gRPC server
+	HTTP      string // IP:port of the API
+	Advertise string // URL of the API for others; "" is of HTTP
+	Consul    string // address of the region's Consul; "" is the one in File
+	// State is the folder for what must survive a restart; "" keeps nothing, and without Consul manages no node.
+	State    string
+	TLS      TLS  // of both
+	Insecure bool // allow plaintext listeners beyond loopback
 	Version  string
 	Logger   *slog.Logger
 }
@@ -59,18 +65,25 @@ type ControlPlane struct {
 	xds     *xds.Server
 	metrics *metrics
 	prober  *prober
+	manager *manager
+	agents  *agents
+	health  *health
 	events  *eventLog
+	base    *mesh.Topology // the membership's last; loop's own
+	changed chan struct{}  // holds a token when who is primary may be another
 	view    atomic.Pointer[view]
 	served  chan struct{} // closed when there is something to serve
 	started time.Time
 }
 
-// view is what apply has decided last. It is replaced, never changed.
+// view is what publish has decided last. It is replaced, never changed.
 type view struct {
 	topology mesh.Topology
 	version  string    // of the resources
 	loadedAt time.Time // when topology came into effect
-	problem  error     // why the newest input is not in effect; nil if it is
+	input    error     // what is wrong with the newest input
+	problem  error     // why the newest input, or who is primary, is not in effect; nil if it is
+	broken   bool      // Envoy could not be given it
 
 	membership MembershipStatus
 	checks     map[string]string // what Consul's checks say, by address
@@ -99,20 +112,36 @@ func Run(ctx context.Context, config Config) error {
 		}
 		config.Region = read.mesh.Regions[0].Name
 	}
-	c := &ControlPlane{config: config, certs: certificates, log: config.Logger, served: make(chan struct{}), started: time.Now()}
+	c := &ControlPlane{config: config, certs: certificates, log: config.Logger, served: make(chan struct{}), changed: make(chan struct{}, 1), started: time.Now()}
 	if c.events, err = openEvents(config.State, config.Logger); err != nil {
 		return err
 	}
-	c.prober = newProber()
+	nodes := newMembership(source, read, config)
+	keeps, err := newStore(config, read.mesh)
+	if err != nil {
+		return err
+	}
+	c.prober, c.health = newProber(), newHealth()
 	c.metrics = newMetrics(c)
+	c.events.observe = c.metrics.history.happened
 	c.xds = xds.NewServer(xds.Config{Region: config.Region, RemoveAfter: removeAfter, KeepGone: keepGone, Authorise: c.authorise(), Observe: c})
-	nodes := newMembership(source, read, config, c.prober)
+	observe := config.State == "" && read.mesh.Membership.Consul == nil
+	c.manager = newManager(config, keeps, observe)
+	c.agents = newAgents(config.Region, c.authorise(), c.manager, config.Logger)
+	c.manager.agents, c.manager.health = c.agents, c.health
+	c.manager.changed = func() { signal(c.changed) }
+	c.manager.record = func(all []shards.Event) { c.events.append(all) }
+	c.manager.accepted = nodes.accept
+	if observe {
+		config.Logger.Warn("nodes are only looked at, and there is no failover: name a folder with --state, or use membership.consul")
+	}
 	first, err := nodes.first()
 	if err != nil {
 		return err
 	}
+	c.manager.load()
 	c.apply(first)
-	if first.topology != nil && c.xds.Version() == "" {
+	if first.topology != nil && c.view.Load().broken {
 		return c.view.Load().problem
 	}
 
@@ -125,8 +154,11 @@ func Run(ctx context.Context, config Config) error {
 	group.Go(func() error { return c.serveHTTP(ctx, httpListener) })
 	updates := make(chan update)
 	group.Go(func() error { return nodes.watch(ctx, updates) })
-	group.Go(func() error { return loop(ctx, updates, c.apply, c.xds.Tick) })
+	group.Go(func() error { return loop(ctx, updates, c.changed, c.apply, c.publish, c.xds.Tick) })
 	group.Go(func() error { return c.prober.run(ctx) })
+	group.Go(func() error { return c.health.run(ctx, c.manager.probed) })
+	group.Go(func() error { return keeps.run(ctx, func() { signal(c.manager.wake) }) })
+	group.Go(func() error { return c.manager.run(ctx) })
 	c.log.Info("serving", "region", config.Region, "xds", config.XDS, "http", config.HTTP, "resources", c.xds.Version())
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -147,8 +179,9 @@ func checkListener(flag, address string, allowed bool) error {
 	return nil
 }
 
-// loop collects updates for a moment and applies the last; it is the only caller of apply and tick.
-func loop(ctx context.Context, updates <-chan update, apply func(update), tick func()) error {
+// loop collects updates for a moment and applies the last. What changes who is primary is published at once. It is the only caller of
+// apply, publish and tick.
+func loop(ctx context.Context, updates <-chan update, changed <-chan struct{}, apply func(update), publish, tick func()) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	var pending *update
@@ -167,27 +200,49 @@ func loop(ctx context.Context, updates <-chan update, apply func(update), tick f
 		case <-due:
 			apply(*pending)
 			pending, due = nil, nil
+		case <-changed:
+			publish()
 		case <-ticker.C:
 			tick()
 		}
 	}
 }
 
-// apply makes an update take effect, or keeps what is and says why.
+// apply takes in what the membership says and publishes what comes of it.
 func (c *ControlPlane) apply(u update) {
-	previous := c.view.Load()
-	if previous == nil {
-		previous = &view{}
+	next := view{}
+	if v := c.view.Load(); v != nil {
+		next = *v
 	}
+	next.input, next.membership, next.checks = u.err, u.membership, u.checks
+	c.view.Store(&next)
+	if u.topology != nil {
+		c.base = u.topology
+		c.prober.want(*u.topology)
+		c.manager.members(*u.topology, u.membership.Frozen != "")
+	}
+	c.publish()
+}
+
+// publish makes what the membership and the manager say take effect, or keeps what is and says why.
+func (c *ControlPlane) publish() {
+	previous := c.view.Load()
 	next := *previous
-	next.problem, next.membership, next.checks = u.err, u.membership, u.checks
-	if u.topology != nil && (previous.version == "" || !reflect.DeepEqual(previous.topology, *u.topology)) {
-		resources, err := envoy.Build(*u.topology)
-		if err == nil {
-			next.topology, next.version, next.loadedAt = *u.topology, resources.Version, time.Now()
-			c.xds.Set(resources)
-		} else {
-			next.problem = errors.Join(next.problem, err)
+	next.problem, next.broken = next.input, false
+	if c.base != nil {
+		topology, waits := c.manager.topology(*c.base)
+		topology = complete(topology, previous.topology, waits)
+		switch missing := unserved(*c.base, topology); {
+		case len(missing) > 0 && (previous.version == "" || emptied(topology)):
+			next.problem = errors.Join(next.problem, fmt.Errorf("not served yet: the nodes of %s are being asked who is primary", strings.Join(missing, ", ")))
+		case previous.version == "" || !reflect.DeepEqual(previous.topology, topology):
+			resources, err := envoy.Build(topology)
+			if err == nil {
+				next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
+				c.xds.Set(resources)
+			} else {
+				next.problem, next.broken = errors.Join(next.problem, err), true
+			}
 		}
 	}
 	c.view.Store(&next)
@@ -208,6 +263,47 @@ func (c *ControlPlane) apply(u update) {
 	}
 }
 
+// state is what the region's control planes agree on, as far as this one knows.
+func (c *ControlPlane) state() shards.State {
+	state, _ := c.manager.state()
+	return state
+}
+
+// complete keeps shards on their ring that the state knows no more: a state that was lost empties no ring.
+func complete(next, last mesh.Topology, waits []string) mesh.Topology {
+	for i := range next.Pools {
+		pool := &next.Pools[i]
+		for _, old := range last.Pools {
+			if old.Name != pool.Name {
+				continue
+			}
+			for at, s := range old.Shards {
+				if slices.Contains(waits, s.Name) {
+					pool.Shards = slices.Insert(pool.Shards, min(at, len(pool.Shards)), s)
+				}
+			}
+		}
+	}
+	return next
+}
+
+// unserved are the shards of base that a topology lacks.
+func unserved(base, topology mesh.Topology) []string {
+	var missing []string
+	for i, pool := range base.Pools {
+		for _, s := range pool.Shards {
+			if !inMesh(topology.Pools[i].Shards, s.Name) {
+				missing = append(missing, s.Name)
+			}
+		}
+	}
+	return missing
+}
+
+func emptied(t mesh.Topology) bool {
+	return slices.ContainsFunc(t.Pools, func(p mesh.Pool) bool { return len(p.Shards) == 0 })
+}
+
 // serveXDS listens once there is something to serve: until then sidecars are better off elsewhere, or with what they have.
 func (c *ControlPlane) serveXDS(ctx context.Context) error {
 	select {
@@ -225,6 +321,7 @@ func (c *ControlPlane) serveXDS(ctx context.Context) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 	)
 	c.xds.Register(ctx, g)
+	c.agents.register(g)
 	stopped := context.AfterFunc(ctx, g.Stop) // sidecars come back elsewhere, or serve what they have
 	defer stopped()
 	if err := g.Serve(l); err != nil && ctx.Err() == nil {

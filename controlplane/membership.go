@@ -24,11 +24,13 @@ type membership interface {
 	first() (update, error)
 	// watch sends an update whenever something changes, until ctx ends.
 	watch(ctx context.Context, updates chan<- update) error
+	// accept follows a catalogue that is frozen; it does not block.
+	accept()
 }
 
 // update is the whole of what a membership says.
 type update struct {
-	topology   *mesh.Topology // nil: there is none that could be served
+	topology   *mesh.Topology // nil: there is none that could be served. Who is primary is not said in it
 	err        error          // why the newest input is not in effect
 	membership MembershipStatus
 	checks     map[string]string // what Consul's checks say, by address
@@ -54,19 +56,18 @@ type ConsulStatus struct {
 }
 
 // newMembership chooses by what the mesh says.
-func newMembership(source *fileSource, r reading, config Config, prober *prober) membership {
-	m := fileMembership{source: source, region: config.Region, prober: prober, reading: r}
+func newMembership(source *fileSource, r reading, config Config) membership {
+	m := fileMembership{source: source, region: config.Region, reading: r}
 	if r.mesh.Membership.Consul == nil {
 		return &m
 	}
-	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, address: config.Consul, log: config.Logger}
+	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, address: config.Consul, log: config.Logger, accepted: make(chan struct{}, 1)}
 }
 
 // fileMembership is static: all nodes are in mesh.yaml.
 type fileMembership struct {
 	source  *fileSource
 	region  string
-	prober  *prober
 	reading reading
 }
 
@@ -94,10 +95,11 @@ func (f *fileMembership) update(r reading) update {
 		u.err = errors.Join(r.err, err)
 		return u
 	}
-	f.prober.want(topology)
 	u.topology = &topology
 	return u
 }
+
+func (f *fileMembership) accept() {} // a file is never frozen
 
 func (f *fileMembership) watch(ctx context.Context, updates chan<- update) error {
 	readings := make(chan reading)
@@ -141,6 +143,7 @@ type consulMembership struct {
 	status     ConsulStatus
 	sent       update
 	datacenter string
+	accepted   chan struct{} // holds a token when an operator has accepted what the catalogue lost
 }
 
 // server is how to reach this region's Consul.
@@ -174,7 +177,7 @@ func (c *consulMembership) first() (update, error) {
 			return update{}, fmt.Errorf("--state: %s: %w: remove it to take the nodes that Consul has", c.stateFile(), err)
 		}
 	}
-	c.sent = c.settle()
+	c.sent = c.settle(false)
 	return c.sent, nil
 }
 
@@ -188,6 +191,7 @@ func (c *consulMembership) watch(ctx context.Context, updates chan<- update) err
 	})
 	group.Go(func() error {
 		for {
+			accepted := false
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
@@ -195,9 +199,10 @@ func (c *consulMembership) watch(ctx context.Context, updates chan<- update) err
 				c.read(r)
 			case seen := <-catalogues:
 				c.see(seen)
-			case <-c.prober.rounds:
+			case <-c.accepted:
+				accepted = true
 			}
-			u := c.settle()
+			u := c.settle(accepted)
 			if reflect.DeepEqual(u, c.sent) {
 				continue
 			}
@@ -243,10 +248,11 @@ func (c *consulMembership) see(seen consul.Catalogue) {
 	c.status.Up, c.status.Error, c.status.Index, c.status.Nodes = true, "", seen.Index, len(seen.Registrations)
 }
 
-// settle decides on all that is known, keeps the decision over restarts and has every node probed that matters.
-func (c *consulMembership) settle() update {
-	s := settle(c.mesh, c.region, c.members, c.catalogue, c.prober.answer)
-	c.prober.want(s.candidates)
+func (c *consulMembership) accept() { signal(c.accepted) }
+
+// settle decides on all that is known, and keeps the decision over restarts.
+func (c *consulMembership) settle(accepted bool) update {
+	s := settle(c.mesh, c.region, c.members, c.catalogue, accepted)
 	c.keep(s.members)
 	status := c.status
 	u := update{

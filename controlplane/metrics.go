@@ -19,11 +19,13 @@ type metrics struct {
 	nacks    *prometheus.CounterVec
 	count    *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
+	history  *history
 }
 
 func newMetrics(c *ControlPlane) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
+		history:  newHistory(c.started),
 		valid: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cachemesh_controlplane_config_valid", Help: "1 if the newest configuration is in effect, 0 if an older one had to stay."}),
 		applied: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -51,7 +53,7 @@ func newMetrics(c *ControlPlane) *metrics {
 		m.bytes.WithLabelValues(xds.ShortType(t))
 	}
 	prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(
-		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, info, &meshCollector{c})
+		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, m.history.events, m.history.failovers, info, &meshCollector{c})
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -109,6 +111,7 @@ func (m *meshCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- expiresDesc
 	ch <- sidecarDesc
 	MembershipStatus{}.describe(ch)
+	describeShards(ch)
 	for _, d := range nodeDescs {
 		ch <- d.desc
 	}
@@ -136,6 +139,7 @@ func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	v.membership.collect(ch)
+	m.c.collectShards(v, ch)
 	for _, pool := range v.topology.Pools {
 		for _, shard := range pool.Shards {
 			for _, node := range shard.Nodes {

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"net"
 	"reflect"
 	"strconv"
 	"strings"
@@ -40,12 +41,27 @@ type NodeStatus struct {
 	Misses           int64    `json:"misses"`
 	Evictions        int64    `json:"evictions"`
 	Expirations      int64    `json:"expirations"`
-	RecentHitRate    *float64 `json:"recent_hit_rate"` // over the last minute; null without look-ups
+	RecentHitRate    *float64 `json:"recent_hit_rate"`       // over the last minute; null without look-ups
+	RecentOps        float64  `json:"recent_ops_per_second"` // over the last minute
+	RunID            string   `json:"run_id,omitempty"`      // of the node's process
+	// How a replica follows its primary; null for one that says that it is a primary.
+	Replication *ReplicationStatus `json:"replication,omitempty"`
+
+	offset int64 // of replication
+}
+
+// ReplicationStatus is how a replica follows its primary.
+type ReplicationStatus struct {
+	Of       string `json:"of"`     // address of the primary
+	Linked   bool   `json:"linked"` // the link is up, and it has all of that primary's data
+	Offset   int64  `json:"offset"`
+	LagBytes *int64 `json:"lag_bytes"` // behind the shard's primary when both were asked last; null if that is not its primary
 }
 
 type sample struct {
 	at           time.Time
 	hits, misses int64
+	commands     int64
 }
 
 // prober asks every node of the topology for its INFO and keeps the last answers.
@@ -54,10 +70,8 @@ type prober struct {
 	last    map[string]NodeStatus // by address
 	history map[string][]sample
 	clients map[string]probeClient
-	missed  map[string]int // probes in a row without an answer
 	wanted  mesh.Topology
 	wake    chan struct{} // holds a token when wanted has changed
-	rounds  chan struct{} // holds a token when a round has ended
 }
 
 // probeClient is a client and how it logs in.
@@ -67,8 +81,8 @@ type probeClient struct {
 }
 
 func newProber() *prober {
-	return &prober{last: map[string]NodeStatus{}, history: map[string][]sample{}, clients: map[string]probeClient{}, missed: map[string]int{},
-		wake: make(chan struct{}, 1), rounds: make(chan struct{}, 1)}
+	return &prober{last: map[string]NodeStatus{}, history: map[string][]sample{}, clients: map[string]probeClient{},
+		wake: make(chan struct{}, 1)}
 }
 
 // want says which nodes to probe, at once if they have changed.
@@ -97,7 +111,6 @@ func (p *prober) run(ctx context.Context) error {
 		wanted := p.wanted
 		p.mu.Unlock()
 		p.round(ctx, wanted)
-		signal(p.rounds)
 		select {
 		case <-ctx.Done():
 			p.round(ctx, mesh.Topology{}) // closes all clients
@@ -134,7 +147,6 @@ func (p *prober) round(ctx context.Context, t mesh.Topology) {
 			delete(p.clients, address)
 			delete(p.last, address)
 			delete(p.history, address)
-			delete(p.missed, address)
 		}
 	}
 }
@@ -160,7 +172,7 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	s := NodeStatus{Address: n.Address, Role: string(n.Role)}
-	info, err := client.InfoMap(ctx, "clients", "memory", "stats", "replication", "keyspace").Result()
+	info, err := client.InfoMap(ctx, "server", "clients", "memory", "stats", "replication", "keyspace").Result()
 	if err != nil {
 		s.Error = err.Error()
 		return s
@@ -170,9 +182,13 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 		return v
 	}
 	s.Up = true
-	s.ReportedRole = string(mesh.Replica)
-	if info["Replication"]["role"] == "master" {
-		s.ReportedRole = string(mesh.Primary)
+	s.RunID = info["Server"]["run_id"]
+	if r := info["Replication"]; r["role"] == "master" {
+		s.ReportedRole, s.offset = string(mesh.Primary), number("Replication", "master_repl_offset")
+	} else {
+		s.ReportedRole, s.offset = string(mesh.Replica), number("Replication", "slave_repl_offset")
+		s.Replication = &ReplicationStatus{Of: net.JoinHostPort(r["master_host"], r["master_port"]),
+			Linked: r["master_link_status"] == "up" && r["master_sync_in_progress"] == "0", Offset: s.offset}
 	}
 	s.MemoryBytes = number("Memory", "used_memory")
 	s.MemoryLimitBytes = number("Memory", "maxmemory")
@@ -190,21 +206,22 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 // keep stores a status with its recent hit rate.
 func (p *prober) keep(s NodeStatus, now time.Time) {
 	defer func() { p.last[s.Address] = s }()
-	p.missed[s.Address]++
 	if !s.Up {
 		return
 	}
-	p.missed[s.Address] = 0
 	history := p.history[s.Address]
-	if n := len(history); n > 0 && (history[n-1].hits > s.Hits || history[n-1].misses > s.Misses) {
+	if n := len(history); n > 0 && history[n-1].commands > s.Commands {
 		history = nil // it restarted
 	}
-	history = append(history, sample{at: now, hits: s.Hits, misses: s.Misses})
+	history = append(history, sample{at: now, hits: s.Hits, misses: s.Misses, commands: s.Commands})
 	for now.Sub(history[0].at) > recent {
 		history = history[1:]
 	}
 	p.history[s.Address] = history
 	s.RecentHitRate = rate(s.Hits-history[0].hits, s.Misses-history[0].misses)
+	if took := now.Sub(history[0].at); took > 0 {
+		s.RecentOps = float64(s.Commands-history[0].commands) / took.Seconds()
+	}
 }
 
 func rate(hits, misses int64) *float64 {
@@ -220,14 +237,6 @@ func keysOf(keyspace string) int64 {
 	text, _, _ := strings.Cut(strings.TrimPrefix(keyspace, "keys="), ",")
 	n, _ := strconv.ParseInt(text, 10, 64)
 	return n
-}
-
-// answer is what a node said of itself last.
-func (p *prober) answer(address string) answer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s, ok := p.last[address]
-	return answer{probed: ok, up: s.Up, role: mesh.Role(s.ReportedRole), missed: p.missed[address]}
 }
 
 // status is what is known of a node; one that was not probed yet is not up.

@@ -3,10 +3,12 @@ package controlplane
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cachemesh/cachemesh/controlplane/xds"
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
 )
 
 // Status is a region as its control plane sees it: the answer of /v1/status.
@@ -15,7 +17,9 @@ type Status struct {
 	Version    string           `json:"version"` // of this program
 	Config     ConfigStatus     `json:"config"`
 	Membership MembershipStatus `json:"membership"`
+	Leader     LeaderStatus     `json:"leader"`
 	Sidecars   []xds.Node       `json:"sidecars"`
+	Pools      []PoolStatus     `json:"pools"`
 	Shards     []ShardStatus    `json:"shards"`
 	Alerts     []Alert          `json:"alerts"`
 }
@@ -30,19 +34,19 @@ type ConfigStatus struct {
 
 // ShardStatus is a shard with what the last probe saw of its nodes.
 type ShardStatus struct {
-	Region string       `json:"region"`
-	Pool   string       `json:"pool"`
-	Name   string       `json:"name"`
-	Weight uint32       `json:"weight"`
-	Nodes  []NodeStatus `json:"nodes"`
+	Region    string         `json:"region"`
+	Pool      string         `json:"pool"`
+	Name      string         `json:"name"`
+	Weight    uint32         `json:"weight"`
+	Epoch     uint64         `json:"epoch"`
+	StandIn   mesh.StandIn   `json:"stand_in,omitempty"` // answers instead of the primary
+	Change    *shards.Change `json:"change,omitempty"`   // under way
+	Witnesses []string       `json:"witnesses"`          // the agents that are asked about the primary
+	Nodes     []NodeStatus   `json:"nodes"`
 }
 
 // Alert is something that a person should look at.
-type Alert struct {
-	Subject string `json:"subject"`
-	Message string `json:"message"`
-	Remedy  string `json:"remedy"`
-}
+type Alert = shards.Alert
 
 const (
 	// staleAfter is how long a sidecar may lack what it is to have before that is an alert.
@@ -60,21 +64,15 @@ func (c *ControlPlane) status() Status {
 			File: c.config.File, Version: v.version, LoadedAt: v.loadedAt, Problems: problemsOf(v.problem),
 		},
 		Membership: v.membership,
+		Leader:     c.manager.leader(),
 		Sidecars:   c.xds.Nodes(),
-		Shards:     []ShardStatus{},
 	}
-	for _, pool := range v.topology.Pools {
-		for _, shard := range pool.Shards {
-			row := ShardStatus{Region: c.config.Region, Pool: pool.Name, Name: shard.Name, Weight: shard.Weight}
-			for _, node := range shard.Nodes {
-				status := c.prober.status(node)
-				status.Check = v.checks[node.Address]
-				row.Nodes = append(row.Nodes, status)
-			}
-			s.Shards = append(s.Shards, row)
-		}
+	s.Pools, s.Shards = c.shards(v)
+	s.Alerts = append(alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery), c.manager.alerts()...)
+	s.Alerts = append(s.Alerts, c.manager.alerts()...)
+	for _, p := range s.Pools {
+		s.Alerts = append(s.Alerts, p.Spread.alerts(p.Pool, v.topology.Health.MaxSpread)...)
 	}
-	s.Alerts = alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery)
 	if c.certs == nil {
 		return s
 	}
@@ -83,6 +81,51 @@ func (c *ControlPlane) status() Status {
 			Message: "the certificate of this control plane ends at " + at.Format(time.DateTime)})
 	}
 	return s
+}
+
+// shards are the pools and shards that are served.
+func (c *ControlPlane) shards(v *view) (pools []PoolStatus, all []ShardStatus) {
+	pools, all = []PoolStatus{}, []ShardStatus{}
+	state, _ := c.manager.state()
+	for _, pool := range v.topology.Pools {
+		from := len(all)
+		for _, shard := range pool.Shards {
+			row := ShardStatus{Region: c.config.Region, Pool: pool.Name, Name: shard.Name, Weight: shard.Weight, Epoch: shard.Epoch, StandIn: shard.StandIn,
+				Change: state.Shards[shard.Name].Change, Witnesses: state.Shards[shard.Name].Witnesses}
+			if row.Witnesses == nil {
+				row.Witnesses = []string{}
+			}
+			for _, node := range shard.Nodes {
+				status := c.prober.status(node)
+				status.Check = v.checks[node.Address]
+				row.Nodes = append(row.Nodes, status)
+			}
+			lags(row.Nodes)
+			all = append(all, row)
+		}
+		status := PoolStatus{Pool: pool.Name, Spread: spreadOf(all[from:])}
+		if f, ok := state.Frozen[pool.Name]; ok && !f.Accepted {
+			status.Frozen = &f
+		}
+		pools = append(pools, status)
+	}
+	return pools, all
+}
+
+// lags says how far replicas are behind the shard's primary.
+func lags(nodes []NodeStatus) {
+	i := slices.IndexFunc(nodes, func(n NodeStatus) bool { return n.Role == string(mesh.Primary) && n.Up && n.Replication == nil })
+	if i < 0 {
+		return
+	}
+	for j := range nodes {
+		if r := nodes[j].Replication; r != nil && r.Of == nodes[i].Address {
+			with := *r // the probe's own is shared
+			lag := max(nodes[i].offset-r.Offset, 0)
+			with.LagBytes = &lag
+			nodes[j].Replication = &with
+		}
+	}
 }
 
 func problemsOf(err error) []string {

@@ -1,11 +1,15 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
 )
 
 // store keeps a region's state and says whether this control plane leads. Only the leader writes.
@@ -24,6 +28,29 @@ type store interface {
 	leader() string
 	// problem is why the store does not work as it should; nil if it does.
 	problem() error
+}
+
+// newStore chooses by where the membership is from.
+func newStore(config Config, m *mesh.Mesh) (store, error) {
+	advertise := config.Advertise
+	if advertise == "" {
+		scheme := "http://"
+		if config.TLS.Cert != "" {
+			scheme = "https://"
+		}
+		advertise = scheme + config.HTTP
+	}
+	if m.Membership.Consul == nil {
+		return newFileStore(config.State, advertise), nil
+	}
+	spec := *m.Membership.Consul
+	spec.Address = cmp.Or(config.Consul, spec.Address)
+	region, ok := m.Region(config.Region)
+	if !ok {
+		_, err := m.Topology(config.Region)
+		return nil, err
+	}
+	return newConsulStore(consulStoreConfig{spec: spec, datacenter: region.Datacenter, region: config.Region, advertise: advertise, dir: config.State, terms: shards.DefaultTerms})
 }
 
 var (

@@ -11,6 +11,7 @@ import (
 // Config is how a manager decides.
 type Config struct {
 	Region    string
+	Name      string        // of this control plane, for events
 	DownAfter time.Duration // a node that gave no good answer for so long is down
 	MaxLoss   float64       // share of a pool's nodes; if more go at once, the pool is frozen
 	// Wall makes the time of day out of a reading of the clock that only goes forwards; nil takes the reading for it.
@@ -213,12 +214,18 @@ func (m *Manager) Loaded(now time.Time, s State, revision uint64) {
 	m.remember(now)
 }
 
+// Ready says whether the store has been read.
+func (m *Manager) Ready() bool { return m.loaded }
+
 // Lease says until when this control plane may act; the past, or the zero time, is that it does not lead.
 func (m *Manager) Lease(now, until time.Time) {
 	if !now.Before(until) {
 		m.since = time.Time{}
 	} else if m.since.IsZero() {
 		m.since = now
+		if m.config.Name != "" {
+			m.queue(now, Event{Kind: Leader, To: m.config.Name, Reason: "this control plane leads the region from now on"})
+		}
 	}
 	m.until = until
 }

@@ -1,0 +1,26 @@
+package controlplane
+
+import "time"
+
+// LeaderStatus says which of a region's control planes decides.
+type LeaderStatus struct {
+	Leading bool      `json:"leading"`           // this one does
+	URL     string    `json:"url,omitempty"`     // of the one that does; left out if none is known
+	Until   time.Time `json:"until,omitzero"`    // this one may act before that, unless it is renewed
+	Problem string    `json:"problem,omitempty"` // with the lease, or with the state
+}
+
+// leader says who leads, as far as the store knows.
+func (m *manager) leader() LeaderStatus {
+	m.mu.Lock()
+	leading := m.machine.Leading(time.Now())
+	m.mu.Unlock()
+	s := LeaderStatus{Leading: leading, URL: m.store.leader()}
+	if leading {
+		s.Until = m.store.leadsUntil()
+	}
+	if err := m.store.problem(); err != nil {
+		s.Problem = err.Error()
+	}
+	return s
+}
