@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -147,6 +148,21 @@ func (h *holdings) endpoints() map[string]string {
 				e.Address = ""
 			}
 			all[e.Shard] = e.Address
+		}
+	}
+	return all
+}
+
+// mayHave are the resources of a type that Envoy has acknowledged, those on their way to it, and those that it gets when no control
+// plane answers.
+func (h *holdings) mayHave(typeURL string) []*discovery.Resource {
+	var all []*discovery.Resource
+	for _, source := range []resources{h.held, h.saved} {
+		all = slices.AppendSeq(all, maps.Values(source[typeURL]))
+	}
+	if sub := h.stream[typeURL]; sub != nil {
+		for _, resp := range sub.sent {
+			all = append(all, resp.Resources...)
 		}
 	}
 	return all

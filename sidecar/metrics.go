@@ -28,6 +28,10 @@ var (
 	reportingTo   = desc("reporting_to", "Control planes that take this agent's reports.")
 	targets       = desc("witness_targets", "Primaries that a control plane asks this agent about: the most of any.")
 	targetsDown   = desc("witness_down", "Those of them that are down, as seen from here.")
+	standingIn    = desc("stand_in", "1 while the agent listens in place of a shard.", "shard", "kind")
+	nullCommands  = desc("null_commands_total", "Commands that the agent answered as an empty Redis, for want of any node of the shard.", "shard")
+	heldNow       = desc("held_connections", "Connections of Envoy that wait for a shard's next primary.")
+	holds         = desc("holds_total", "Connections of Envoy that waited for a shard's next primary, by how that ended.", "end")
 	xdsVersion    = desc("xds_version_info", "Hash of the resources that Envoy has acknowledged.", "version")
 )
 
@@ -83,6 +87,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(reportingTo, float64(connected))
 	gauge(targets, float64(asked))
 	gauge(targetsDown, float64(down))
+	for _, in := range s.StandIns {
+		gauge(standingIn, 1, in.Shard, string(in.Kind))
+	}
+	waiting, ends, answered := c.agent.standIns.counts()
+	gauge(heldNow, float64(waiting))
+	for end, n := range ends {
+		counter(holds, n, end)
+	}
+	for shard, n := range answered {
+		counter(nullCommands, n, shard)
+	}
 	gauge(xdsAge, time.Since(s.XDS.Changed).Seconds())
 	gauge(xdsVersion, 1, s.XDS.Version)
 }

@@ -55,6 +55,9 @@ type relay struct {
 	nacks    map[string]int
 	has      map[string]string // the endpoints that Envoy acknowledged, see holdings.endpoints; replaced, never changed
 	changed  func()            // called when has is another
+
+	// prepare is called with endpoints before Envoy gets them.
+	prepare func(endpoints []*discovery.Resource)
 }
 
 type envoyStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
@@ -81,8 +84,8 @@ func newRelay(c Config, saved resources, restarts func() int, source *certs.Sour
 	return &relay{
 		planes: newControlPlanes(c, source), addresses: c.Addresses, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
-		changed: func() {},
-		nacks:   map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
+		changed: func() {}, prepare: func([]*discovery.Resource) {},
+		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}
 }
 
@@ -224,6 +227,9 @@ func (r *relay) respond(s *session, resp *discovery.DeltaDiscoveryResponse) erro
 	}
 	r.holdings.response(resp)
 	r.mu.Unlock()
+	if resp.TypeUrl == envoy.EndpointType {
+		r.prepare(resp.Resources)
+	}
 	return s.send(placed)
 }
 
@@ -345,6 +351,13 @@ func (r *relay) endpoints() map[string]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.has
+}
+
+// mayHave are the endpoints that Envoy has or may get without another's doing.
+func (r *relay) mayHave() []*discovery.Resource {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.holdings.mayHave(envoy.EndpointType)
 }
 
 func (r *relay) savedResources() resources {

@@ -2,7 +2,7 @@
 // over a living one after its own restart, and drains it at the end. It relays Envoy's xDS stream to a control plane,
 // keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers.
 //
-// It is never on the way of a request, never ends a process that it cannot prove to be its own, and never listens
+// It is on the way of a request only while it stands in for a shard's primary, never ends a process that it cannot prove to be its own, and never listens
 // beyond loopback but for its metrics. cmd/cachemesh calls it.
 //
 // Config.Dir holds
@@ -13,6 +13,8 @@
 //	envoy.json        which process Envoy is
 //	envoy.log[.1]     what Envoy logs
 //	resources.pb      the acknowledged resources, see resources.go
+//	hold/SHARD.sock   what Envoy reaches in place of a shard whose primary is being switched, see hold.go
+//	null/SHARD.sock   what it reaches in place of a shard without any node, see null
 package sidecar
 
 import (
@@ -20,16 +22,19 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/cachemesh/cachemesh/certs"
+	"github.com/cachemesh/cachemesh/envoy"
 )
 
 const resourcesFile = "resources.pb"
@@ -40,6 +45,7 @@ type agent struct {
 	supervisor *supervisor
 	relay      *relay
 	reporting  *reporting
+	standIns   *standIns
 }
 
 // Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
@@ -68,6 +74,7 @@ func run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	defer a.standIns.close()
 	metrics, err := net.Listen("tcp", c.Metrics)
 	if err != nil {
 		return fmt.Errorf("metrics: %w: choose another address", err)
@@ -99,7 +106,14 @@ func newAgent(c Config) (*agent, error) {
 	r := newRelay(c, saved, s.restartCount, source)
 	reporting := newReporting(c, r.planes, r.endpoints)
 	r.changed = reporting.acknowledged
-	return &agent{config: c, supervisor: s, relay: r, reporting: reporting}, nil
+	standIns, err := newStandIns(c.Dir, c.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("stand-ins: %w", err)
+	}
+	// An Envoy that outlived the agent before may need them already.
+	standIns.apply(slices.Collect(maps.Values(saved[envoy.EndpointType])))
+	r.prepare = standIns.apply
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, standIns: standIns}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
@@ -148,6 +162,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 	})
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
 	part(func() error { return a.reporting.run(serving) })
+	part(func() error { return a.standIns.run(serving, a.relay.mayHave) })
 	part(func() error { return a.supervisor.watch(serving) })
 	part(func() error {
 		err := a.supervisor.run(ctx)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // Status is what the agent's /status shows, as JSON.
@@ -20,6 +21,8 @@ type Status struct {
 	XDS       XDSStatus       `json:"xds"`
 	// Reporting has each control plane that this sidecar knows of.
 	Reporting []ReportingStatus `json:"reporting"`
+	// StandIns are the shards for which the agent answers, or did a moment ago.
+	StandIns []StandInStatus `json:"standins"`
 }
 
 // EnvoyStatus is the state of Envoy's process.
@@ -49,9 +52,16 @@ type ReportingStatus struct {
 	Down         int    `json:"down"`              // those that are down, as seen from here
 }
 
+// StandInStatus is one socket of the agent that stands in for a shard.
+type StandInStatus struct {
+	Shard string       `json:"shard"`
+	Kind  mesh.StandIn `json:"kind"`
+}
+
 func (a *agent) status() Status {
 	return Status{
 		Name: a.config.Name, Region: a.config.Region, Zone: a.config.Zone, Version: a.config.Version, PID: os.Getpid(),
 		Addresses: a.config.Addresses, Envoy: a.supervisor.status(), XDS: a.relay.status(), Reporting: a.reporting.status(),
+		StandIns: a.standIns.status(),
 	}
 }
