@@ -22,6 +22,7 @@ import (
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/reports"
 )
 
 // controlPlane serves one snapshot to every node, by go-control-plane's own cache and server.
@@ -30,6 +31,7 @@ type controlPlane struct {
 	server  *grpc.Server
 	served  chan struct{}
 	cache   cache.SnapshotCache
+	heard   *heard
 
 	mu       sync.Mutex
 	rejected []*discovery.DeltaDiscoveryRequest
@@ -56,7 +58,7 @@ func freeAddresses(t testing.TB, n int) []string {
 
 // newControlPlane makes a control plane that serves nothing yet and does not run.
 func newControlPlane(t testing.TB) *controlPlane {
-	p := &controlPlane{address: freeAddresses(t, 1)[0], cache: cache.NewSnapshotCache(true, everyNode{}, nil)}
+	p := &controlPlane{address: freeAddresses(t, 1)[0], cache: cache.NewSnapshotCache(true, everyNode{}, nil), heard: newHeard()}
 	t.Cleanup(p.stop)
 	return p
 }
@@ -80,6 +82,7 @@ func (p *controlPlane) start(t testing.TB) {
 	}}
 	p.server = grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
 	discovery.RegisterAggregatedDiscoveryServiceServer(p.server, server.NewServer(context.Background(), p.cache, callbacks))
+	reports.RegisterReportsServer(p.server, p.heard)
 	p.served = make(chan struct{})
 	go func(s *grpc.Server, served chan struct{}) {
 		defer close(served)
@@ -119,6 +122,7 @@ func (p *controlPlane) serve(t testing.TB, version string, r *envoy.Resources) {
 	t.Helper()
 	snapshot, err := cache.NewSnapshot(version, map[string][]types.Resource{
 		envoy.ClusterType: unpack(t, r.Clusters), envoy.EndpointType: unpack(t, r.Endpoints), envoy.ListenerType: unpack(t, r.Listeners),
+		envoy.SecretType: unpack(t, r.Secrets),
 	})
 	if err != nil {
 		t.Fatal(err)
