@@ -240,6 +240,7 @@ func (c *ControlPlane) publish() {
 			if err == nil {
 				next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
 				c.xds.Set(resources)
+				signal(c.prober.wake) // what status shows of the nodes is old now
 			} else {
 				next.problem, next.broken = errors.Join(next.problem, err), true
 			}

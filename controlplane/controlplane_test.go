@@ -19,7 +19,7 @@ func TestRunServesAWatchedFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	redis, err := process.Redis{Port: ports[2], Dir: t.TempDir()}.Start(t.Context())
+	redis, err := process.Redis{Port: ports[2], Dir: t.TempDir(), Managed: true}.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestRunServesAWatchedFile(t *testing.T) {
 	}
 	waitFor(t, "the node is probed", func() bool {
 		s := status()
-		return len(s.Shards) == 1 && s.Shards[0].Nodes[0].Up
+		return len(s.Shards) == 1 && s.Shards[0].Nodes[0].ReportedRole == "primary"
 	})
 	first := status()
 	if first.Region != "home" || first.Config.Version == "" || first.Shards[0].Nodes[0].ReportedRole != "primary" || len(first.Alerts) != 0 {

@@ -6,7 +6,7 @@ import "time"
 type LeaderStatus struct {
 	Leading bool      `json:"leading"`           // this one does
 	URL     string    `json:"url,omitempty"`     // of the one that does; left out if none is known
-	Until   time.Time `json:"until,omitzero"`    // this one may act before that, unless it is renewed
+	Until   time.Time `json:"until,omitzero"`    // this one may act before that, unless it is renewed; left out if it need not be
 	Problem string    `json:"problem,omitempty"` // with the lease, or with the state
 }
 
@@ -16,8 +16,8 @@ func (m *manager) leader() LeaderStatus {
 	leading := m.machine.Leading(time.Now())
 	m.mu.Unlock()
 	s := LeaderStatus{Leading: leading, URL: m.store.leader()}
-	if leading {
-		s.Until = m.store.leadsUntil()
+	if until := m.store.leadsUntil(); leading && time.Until(until) < 24*time.Hour {
+		s.Until = until // else it is a file's lock, which is held for good
 	}
 	if err := m.store.problem(); err != nil {
 		s.Problem = err.Error()

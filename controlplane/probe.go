@@ -210,7 +210,7 @@ func (p *prober) keep(s NodeStatus, now time.Time) {
 		return
 	}
 	history := p.history[s.Address]
-	if n := len(history); n > 0 && history[n-1].commands > s.Commands {
+	if n := len(history); n > 0 && (history[n-1].commands > s.Commands || history[n-1].hits > s.Hits || history[n-1].misses > s.Misses) {
 		history = nil // it restarted
 	}
 	history = append(history, sample{at: now, hits: s.Hits, misses: s.Misses, commands: s.Commands})
@@ -219,7 +219,7 @@ func (p *prober) keep(s NodeStatus, now time.Time) {
 	}
 	p.history[s.Address] = history
 	s.RecentHitRate = rate(s.Hits-history[0].hits, s.Misses-history[0].misses)
-	if took := now.Sub(history[0].at); took > 0 {
+	if took := now.Sub(history[0].at); took >= time.Second {
 		s.RecentOps = float64(s.Commands-history[0].commands) / took.Seconds()
 	}
 }

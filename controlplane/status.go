@@ -69,7 +69,6 @@ func (c *ControlPlane) status() Status {
 	}
 	s.Pools, s.Shards = c.shards(v)
 	s.Alerts = append(alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery), c.manager.alerts()...)
-	s.Alerts = append(s.Alerts, c.manager.alerts()...)
 	for _, p := range s.Pools {
 		s.Alerts = append(s.Alerts, p.Spread.alerts(p.Pool, v.topology.Health.MaxSpread)...)
 	}
@@ -172,11 +171,11 @@ func alerts(s Status, now time.Time, probed bool) []Alert {
 			subject := shard.Name + " " + n.Address
 			switch {
 			case !n.Up && n.Role == string(mesh.Primary):
-				add(subject, "start it, or put another node first in the mesh; the other shards are not affected", "the primary does not answer: %s", n.Error)
+				add(subject, "a replica that is in sync takes over if most of the sidecars agree, else start it; the other shards are not affected", "the primary does not answer: %s", n.Error)
 			case !n.Up:
 				add(subject, "start it", "the replica does not answer: %s", n.Error)
 			case n.ReportedRole != n.Role:
-				add(subject, "make the node what the mesh says with REPLICAOF, or change the order of its nodes", "is a %s, and the mesh says %s", n.ReportedRole, n.Role)
+				add(subject, "it is put right within seconds by the control plane that leads; if it is not, see the other alerts", "is a %s, and the mesh says %s", n.ReportedRole, n.Role)
 			}
 		}
 	}

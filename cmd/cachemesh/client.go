@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -24,6 +25,9 @@ import (
 
 // defaultDir is where the demo lives unless --dir says otherwise, and so where commands look for a mesh.
 const defaultDir = ".demo"
+
+// commandTimeout is how long a command may take before the control plane counts as lost.
+const commandTimeout = 90 * time.Second
 
 // meshFlags say which running mesh a command is about.
 type meshFlags struct {
@@ -105,32 +109,80 @@ func get[T any](ctx context.Context, m *meshFlags, base, path string) (T, error)
 	var v T
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+	body, err := m.open(ctx, http.MethodGet, base+path, nil)
 	if err != nil {
 		return v, err
 	}
-	client, err := m.client()
-	if err != nil {
-		return v, err
-	}
-	defer client.CloseIdleConnections()
-	resp, err := client.Do(req)
-	var untrusted *tls.CertificateVerificationError
-	if errors.As(err, &untrusted) {
-		return v, fmt.Errorf("the control plane's certificate is not trusted: %w: name its authority with --tls-ca", err)
-	}
-	if err != nil {
-		return v, fmt.Errorf("the control plane does not answer (its sidecars keep serving): %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
-		return v, fmt.Errorf("%s%s answers %s: %s", base, path, resp.Status, strings.TrimSpace(string(text)))
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&v); err != nil {
 		return v, fmt.Errorf("%s%s: %w", base, path, err)
 	}
 	return v, nil
+}
+
+// post has a region do something and waits until it is done. A control plane that does not lead sends it on.
+func post[T any](ctx context.Context, m *meshFlags, base, path string, arguments any) (T, error) {
+	var v T
+	text, err := json.Marshal(arguments)
+	if err != nil {
+		return v, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	body, err := m.open(ctx, http.MethodPost, base+path, text)
+	if err != nil {
+		return v, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&v); err != nil {
+		return v, fmt.Errorf("%s%s: %w: see `cachemesh events` for whether it was done", base, path, err)
+	}
+	return v, nil
+}
+
+// open sends a request, with a body of JSON if there is one, and returns the body of an answer that says that all is well.
+func (m *meshFlags) open(ctx context.Context, method, url string, body []byte) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if method == http.MethodPost {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	client, err := m.client()
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(request)
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return nil, fmt.Errorf("the control plane's certificate is not trusted: %w: name its authority with --tls-ca", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the control plane does not answer (its sidecars keep serving): %w", err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return answerBody{response.Body, client}, nil
+	}
+	defer client.CloseIdleConnections()
+	defer response.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+	var refusal struct{ Error string }
+	if json.Unmarshal(text, &refusal) == nil && refusal.Error != "" && method == http.MethodPost {
+		return nil, errors.New(refusal.Error)
+	}
+	return nil, fmt.Errorf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(text)))
+}
+
+// answerBody is an answer that closes its client's connection with it.
+type answerBody struct {
+	io.ReadCloser
+	client *http.Client
+}
+
+func (a answerBody) Close() error {
+	defer a.client.CloseIdleConnections()
+	return a.ReadCloser.Close()
 }
 
 // topologyOf asks for the topology of a region, or of the first if none is named.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/controlplane"
 	"github.com/cachemesh/cachemesh/controlplane/xds"
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // meshStatus is what `status -o json` prints.
@@ -23,10 +24,13 @@ func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the sidecars, the shards and what needs attention",
-		Long: `Show a row for each sidecar, a row for each node of each shard, and what needs attention.
+		Long: `Show a row for each sidecar, each pool, and each node of each shard, and what needs attention.
 
 A sidecar is SYNCED when it has acknowledged everything, STALE while it lacks something or is away, and NACK when its
-Envoy rejected something: what it had before still serves.`,
+Envoy rejected something: what it had before still serves.
+
+A pool's spread is the most that one of its shards has over its share by weight: 1 is even. A shard's epoch grows whenever
+another node becomes its primary. Behind says how much of the primary's writes a replica has not got yet.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			regions, failed, err := from.statuses(cmd.Context())
@@ -66,23 +70,84 @@ func printStatus(w io.Writer, s meshStatus) {
 	}
 	t.Render()
 	fmt.Fprintln(w)
-	t = newTable(w, "region", "pool", "shard", "node", "role", "keys", "memory", "ops/s", "hit rate", "problem")
+	printPools(w, s.Regions)
+	fmt.Fprintln(w)
+	printShards(w, s.Regions)
 	for _, r := range s.Regions {
+		for _, a := range r.Alerts {
+			fmt.Fprintf(w, "\n%s %s: %s\n  %s\n", colour(w, text.FgYellow, "!"), a.Subject, a.Message, a.Remedy)
+		}
+	}
+}
+
+func printPools(w io.Writer, regions []controlplane.Status) {
+	t := newTable(w, "region", "leader", "pool", "spread of keys", "of bytes", "of operations", "state")
+	for _, r := range regions {
+		for _, p := range r.Pools {
+			state := "well"
+			if p.Frozen != nil {
+				state = colour(w, text.FgRed, "FROZEN")
+			}
+			t.AppendRow([]any{r.Region, leaderText(w, r.Leader), p.Pool, ratio(p.Spread.Keys), ratio(p.Spread.Bytes), ratio(p.Spread.Operations), state})
+		}
+	}
+	t.Render()
+}
+
+func leaderText(w io.Writer, l controlplane.LeaderStatus) string {
+	switch {
+	case l.URL != "":
+		return l.URL
+	case l.Leading:
+		return "this one"
+	}
+	return colour(w, text.FgYellow, "none")
+}
+
+func ratio(r *float64) string {
+	if r == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", *r)
+}
+
+func printShards(w io.Writer, regions []controlplane.Status) {
+	t := newTable(w, "region", "pool", "shard", "epoch", "node", "role", "behind", "keys", "memory", "ops/s", "hit rate", "problem")
+	for _, r := range regions {
 		for _, shard := range r.Shards {
+			if shard.StandIn != "" {
+				t.AppendRow([]any{r.Region, shard.Pool, shard.Name, shard.Epoch, "sidecars", "stand-in", "-", "-", "-", "-", "-", colour(w, text.FgRed, standInText(shard.StandIn))})
+			}
 			for _, n := range shard.Nodes {
-				row := []any{r.Region, shard.Pool, shard.Name, n.Address, n.Role, "-", "-", "-", "-", colour(w, text.FgRed, n.Error)}
+				row := []any{r.Region, shard.Pool, shard.Name, shard.Epoch, n.Address, n.Role, "-", "-", "-", "-", "-", colour(w, text.FgRed, n.Error)}
 				if n.Up {
-					row = append(row[:5], n.Keys, size(n.MemoryBytes), n.OpsPerSecond, percent(n.RecentHitRate), "")
+					row = append(row[:6], behind(n), n.Keys, size(n.MemoryBytes), n.OpsPerSecond, percent(n.RecentHitRate), "")
 				}
 				t.AppendRow(row)
 			}
 		}
 	}
 	t.Render()
-	for _, r := range s.Regions {
-		for _, a := range r.Alerts {
-			fmt.Fprintf(w, "\n%s %s: %s\n  %s\n", colour(w, text.FgYellow, "!"), a.Subject, a.Message, a.Remedy)
-		}
+}
+
+func standInText(s mesh.StandIn) string {
+	if s == mesh.Null {
+		return "no node is left: reads miss, writes are dropped"
+	}
+	return "requests wait for a new primary"
+}
+
+// behind is how far a replica is behind its primary.
+func behind(n controlplane.NodeStatus) string {
+	switch r := n.Replication; {
+	case r == nil:
+		return "-"
+	case !r.Linked:
+		return "not in sync"
+	case r.LagBytes == nil:
+		return "of " + r.Of
+	default:
+		return size(*r.LagBytes)
 	}
 }
 
