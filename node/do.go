@@ -135,28 +135,33 @@ func hiddenEpoch(ctx context.Context, tx *redis.Tx) (uint64, error) {
 
 // replicate sends REPLICAOF, unless the watched epoch has changed.
 func replicate(ctx context.Context, tx *redis.Tx, host, port string) error {
-	_, err := tx.TxPipelined(ctx, func(p redis.Pipeliner) error {
-		p.SlaveOf(ctx, host, port)
-		return nil
-	})
+	err := unlessChanged(ctx, tx, func(r redis.Cmdable) *redis.StatusCmd { return r.SlaveOf(ctx, host, port) })
+	if redis.IsOOMError(err) {
+		return tx.SlaveOf(ctx, host, port).Err() // a full node refuses all transactions
+	}
 	return err
 }
 
 // writeEpoch writes the epoch, unless a watched one has changed.
 func writeEpoch(ctx context.Context, tx *redis.Tx, epoch uint64) error {
 	value := strconv.FormatUint(epoch, 10)
-	var set *redis.StatusCmd
-	_, err := tx.TxPipelined(ctx, func(p redis.Pipeliner) error {
-		set = p.Set(ctx, EpochKey, value, 0)
-		return nil
-	})
-	err = cmp.Or(set.Err(), err) // its own says why the transaction was discarded
+	err := unlessChanged(ctx, tx, func(r redis.Cmdable) *redis.StatusCmd { return r.Set(ctx, EpochKey, value, 0) })
 	if redis.IsOOMError(err) {
 		// A full node that evicts nothing must not be without an epoch. Redis 7 lets a script write nevertheless.
 		const script = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], ARGV[1])"
 		return tx.Eval(ctx, script, []string{EpochKey}, value).Err()
 	}
 	return err
+}
+
+// unlessChanged does one command in a transaction.
+func unlessChanged(ctx context.Context, tx *redis.Tx, command func(redis.Cmdable) *redis.StatusCmd) error {
+	var reply *redis.StatusCmd
+	_, err := tx.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		reply = command(p)
+		return nil
+	})
+	return cmp.Or(reply.Err(), err) // its own says why the transaction was discarded
 }
 
 func isTimeout(err error) bool {

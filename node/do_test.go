@@ -132,7 +132,7 @@ func TestPromoteFresh(t *testing.T) {
 	}
 }
 
-func TestPromoteANodeThatIsFull(t *testing.T) {
+func TestANodeThatIsFull(t *testing.T) {
 	s := start(t, process.Redis{Managed: true, Args: []string{"--maxmemory", "1mb", "--maxmemory-policy", "noeviction"}}, nil)
 	n := s.must(t, shards.Action{Op: shards.Promote, Epoch: 1})
 	if err := s.redis.Set(t.Context(), "k", 1, 0).Err(); !redis.IsOOMError(err) {
@@ -142,6 +142,12 @@ func TestPromoteANodeThatIsFull(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	if n := s.must(t, shards.Action{Op: shards.Mirror, Epoch: 2}); n.Epoch != 2 {
+		t.Errorf("%+v", n)
+	}
+	if n := s.must(t, shards.Action{Op: shards.Promote, Epoch: 3}); n.Epoch != 3 {
+		t.Errorf("%+v", n)
+	}
+	if n := s.must(t, shards.Action{Op: shards.Demote, Epoch: 4, Of: "127.0.0.1:1"}); n.Role != mesh.Replica {
 		t.Errorf("%+v", n)
 	}
 }
@@ -276,7 +282,7 @@ func TestActionsWithPasswordAndTLS(t *testing.T) {
 	second.must(t, shards.Action{Op: shards.Demote, Epoch: 1, Of: first.Address()})
 	second.eventually(t, "linked", linked)
 	first.do(t, "SET", "k", "v")
-	if n := second.must(t, shards.Action{Op: shards.Handover, Epoch: 2, From: first.Address()}); n.Role != mesh.Primary || n.Epoch != 2 {
+	if n := second.takesOver(t, first, 2); n.Role != mesh.Primary || n.Epoch != 2 {
 		t.Errorf("%+v", n)
 	}
 	if got := second.do(t, "GET", "k"); got != "v" {

@@ -62,9 +62,12 @@ func (c *Client) look(ctx context.Context, r redis.Cmdable) (n shards.Node, hidd
 	// Two commands, since INFO takes several sections only from Redis 7 on.
 	pipe := r.Pipeline()
 	server, replication, epoch := pipe.Info(ctx, "server"), pipe.Info(ctx, "replication"), pipe.Get(ctx, EpochKey)
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, failed := pipe.Exec(ctx)
 	if err = cmp.Or(server.Err(), replication.Err()); err == nil && !isReply(epoch.Err()) {
 		err = epoch.Err()
+	}
+	if err == nil && epoch.Err() == nil {
+		err = failed // of a login that was refused no command knows
 	}
 	if err != nil {
 		return n, false, err
