@@ -185,10 +185,14 @@ func refused(err error) error {
 	if !errors.As(err, &status) || json.Unmarshal([]byte(status.Body), &answer) != nil || len(answer.Errors) == 0 {
 		return err
 	}
-	if answer.Errors[0].OpIndex == 0 {
+	switch first := answer.Errors[0]; {
+	case strings.Contains(first.What, "Permission denied"):
+		return errors.New(first.What)
+	case first.OpIndex == 0:
 		return ErrNotHeld
+	default:
+		return ErrConflict
 	}
-	return ErrConflict
 }
 
 func (k Keys) put(ctx context.Context, path string, in, out any) error {

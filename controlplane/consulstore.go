@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,7 +123,9 @@ func (s *consulStore) run(ctx context.Context, changed func()) error {
 
 // showAll shows what is known, with mu held, and says whether that is different.
 func (s *consulStore) showAll() bool {
-	now := standing{record: s.record, leader: s.url, problem: errors.Join(s.electErr, s.lockErr, s.stateErr, s.copyErr)}
+	// What is wrong with Consul shows everywhere at once: one of it is enough.
+	wrong := cmp.Or(s.electErr, s.lockErr, s.stateErr)
+	now := standing{record: s.record, leader: s.url, problem: errors.Join(wrong, s.copyErr)}
 	if !s.lease.Held() {
 		s.settled = false
 	}

@@ -6,3 +6,13 @@ service "cachemesh-shard" {
 node_prefix "" {
   policy = "read"
 }
+
+# To agree on who leads a region, and to keep its state. A session belongs to the node of the Consul agent that is asked, so
+# its name may stand here instead of "".
+key_prefix "cachemesh/" {
+  policy = "write"
+}
+
+session_prefix "" {
+  policy = "write"
+}
