@@ -33,7 +33,7 @@ type consulWorld struct {
 const consulMeshFile = `apiVersion: cachemesh.dev/v1
 kind: Mesh
 membership: {consul: {address: "CONSUL"}, auto: false}
-pools: [{name: cache, routes: [{prefix: ""}]}]
+pools: [{name: cache, failover: follow, routes: [{prefix: ""}]}]
 regions: [{name: home, datacenter: east, shards: [{pool: cache, name: cache-0}, {pool: cache, name: cache-1}]}]
 `
 

@@ -76,12 +76,19 @@ func (m *Manager) Alerts(now time.Time) []Alert {
 func (m *Manager) quorum(now time.Time, member Member, s Shard, add func(subject, remedy, format string, args ...any)) {
 	down, up := m.count(now, member.Shard, s)
 	silent := m.silence(now, member.Shard, s) >= m.config.DownAfter
+	trouble := "does not answer"
+	if m.alive(now, s.Primary) {
+		trouble = "is not what it was (its process has restarted, or somebody made it a replica) for"
+		if m.nodes[s.Primary].Loading {
+			trouble = "is loading its data and does not answer"
+		}
+	}
 	force := "mend the network between them, or `cachemesh shard switch " + member.Shard + " --force`"
 	switch n := len(s.Witnesses); {
 	case silent && n == 0:
-		add(member.Shard, force, "the primary %s does not answer, and no sidecar's agent witnesses that: no automatic failover", s.Primary)
+		add(member.Shard, force, "the primary %s %s this control plane, and no sidecar's agent witnesses that: no automatic failover", s.Primary, trouble)
 	case silent && !agreed(down, n):
-		add(member.Shard, force, "the primary %s does not answer this control plane, and %d of %d witnesses say that it is down, %d that it is not: no automatic failover", s.Primary, down, n, up)
+		add(member.Shard, force, "the primary %s %s this control plane, and %d of %d witnesses say that it is down, %d that it is not: no automatic failover", s.Primary, trouble, down, n, up)
 	case !silent && agreed(down, n):
 		add(member.Shard, force, "%d of %d witnesses cannot reach the primary %s, this control plane can: no automatic failover", down, n, s.Primary)
 	case n == 0 && now.Sub(m.since) > settled:

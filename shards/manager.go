@@ -331,6 +331,9 @@ func (m *Manager) Done(now time.Time, a Action, err error) {
 		if n := m.nodes[a.Node]; n != nil {
 			n.served = n.RunID
 		}
+		if n := m.nodes[a.From]; n != nil {
+			n.Role, n.Of = mesh.Replica, a.Node // what was seen of it is from before
+		}
 	case Demote:
 		if n := m.nodes[a.Node]; n != nil && n.claims {
 			n.claims = false
