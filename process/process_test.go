@@ -2,12 +2,15 @@ package process_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -40,6 +43,38 @@ func TestRedisPrimaryAndReplica(t *testing.T) {
 	primary.Stop(time.Second)
 	if syscall.Kill(primary.PID(), 0) == nil {
 		t.Error("a stopped (SIGSTOP) process outlived Stop")
+	}
+}
+
+func TestManagedRedis(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := process.Redis{Port: ports[0], Dir: t.TempDir(), Managed: true}
+	// What another run has left is not its data.
+	left := filepath.Join(r.Dir, fmt.Sprintf("redis-%d.rdb", r.Port))
+	if err := os.WriteFile(left, []byte("no RDB file, at which Redis would end"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := r.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Stop(time.Second)
+	options, err := r.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	defer client.Close()
+	if err := client.Get(ctx, "k").Err(); !redis.IsMasterDownError(err) {
+		t.Errorf("GET: %v, want MASTERDOWN", err)
+	}
+	if err := client.Set(ctx, "k", "v", 0).Err(); err == nil {
+		t.Error("it takes writes")
 	}
 }
 
