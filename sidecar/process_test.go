@@ -24,6 +24,9 @@ import (
 func (s *sidecar) kill(t *testing.T, signal syscall.Signal) int {
 	t.Helper()
 	pid := s.status(t).Envoy.PID
+	if pid == 0 { // would mean the test itself, and all that it belongs to
+		t.Fatal("no Envoy runs")
+	}
 	if err := syscall.Kill(pid, signal); err != nil {
 		t.Fatalf("signal Envoy (pid %d): %v", pid, err)
 	}
