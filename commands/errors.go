@@ -49,6 +49,9 @@ var meanings = []struct{ text, meaning string }{
 		"Envoy found no key to route by: MSET takes pairs, and EVAL without keys needs an argument, whose hash then decides the shard."},
 	{"ERR This instance has cluster support disabled",
 		"The shards are no Redis Cluster. Use the client's standalone mode; the mesh finds the shard of each key."},
+	{"no node of this shard is left",
+		"None of the nodes of the key's shard answers, and what stands in for it runs no scripts. Other commands find nothing, and what they " +
+			"write is forgotten. `cachemesh status` names the shard's nodes; start one of them."},
 	{"NOSCRIPT",
 		"The key's shard does not know this script: each shard knows only those that were run on it, and a promoted one may know none. " +
 			"Run EVAL, which loads it; most clients' script helpers do so by themselves."},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cachemesh/cachemesh/commands"
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
@@ -215,7 +216,11 @@ func (s *sidecar) hasNull(t *testing.T, onFirst, onSecond string) error {
 		if fields, err := client.HGetAll(t.Context(), onFirst).Result(); len(fields) > 0 || err != nil {
 			return fmt.Errorf("RESP%d: HGETALL: %v, %w", at.Protocol, fields, err)
 		}
-		if err := client.Eval(t.Context(), "return 1", []string{onFirst}).Err(); err == nil || !strings.Contains(err.Error(), "no node of this shard is left") {
+		err = client.Eval(t.Context(), "return 1", []string{onFirst}).Err()
+		if err == nil {
+			return fmt.Errorf("RESP%d: a script has run", at.Protocol)
+		}
+		if meaning, _ := commands.ExplainError(err.Error()); !strings.Contains(meaning, "runs no scripts") {
 			return fmt.Errorf("RESP%d: EVAL: %w", at.Protocol, err)
 		}
 	}
