@@ -27,6 +27,7 @@ type health struct {
 type probe struct {
 	access            *mesh.RedisAccess
 	interval, timeout time.Duration
+	client            *node.Client
 	stop              context.CancelFunc
 }
 
@@ -54,6 +55,15 @@ func (h *health) run(ctx context.Context, report func(shards.Node, error)) error
 	return ctx.Err()
 }
 
+// acted makes the next probe of a node read all of it: something was done to it.
+func (h *health) acted(address string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.probes[address]; p != nil {
+		p.client.Forget()
+	}
+}
+
 // settle starts and stops goroutines. The caller holds the lock.
 func (h *health) settle() {
 	if h.ctx == nil {
@@ -71,19 +81,18 @@ func (h *health) settle() {
 			continue
 		}
 		ctx, stop := context.WithCancel(h.ctx)
-		p := &probe{access: access, interval: h.interval, timeout: h.timeout, stop: stop}
+		p := &probe{access: access, interval: h.interval, timeout: h.timeout, client: node.New(address, access, h.timeout), stop: stop}
 		h.probes[address] = p
-		h.work.Go(func() { p.run(ctx, address, h.report) })
+		h.work.Go(func() { p.run(ctx, h.report) })
 	}
 }
 
-func (p *probe) run(ctx context.Context, address string, report func(shards.Node, error)) {
-	client := node.New(address, p.access, p.timeout)
-	defer client.Close()
+func (p *probe) run(ctx context.Context, report func(shards.Node, error)) {
+	defer p.client.Close()
 	ticker := time.NewTicker(p.interval)
 	defer ticker.Stop()
 	for {
-		seen, err := client.Probe(ctx)
+		seen, err := p.client.Probe(ctx)
 		if ctx.Err() != nil {
 			return
 		}

@@ -234,6 +234,7 @@ func (m *manager) do(ctx context.Context, a shards.Action) {
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	view, err := m.client(a.Node).Do(ctx, a)
+	m.health.acted(a.Node)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if view.RunID != "" {

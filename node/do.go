@@ -26,6 +26,7 @@ func (c *Client) Do(ctx context.Context, a shards.Action) (shards.Node, error) {
 	if do == nil {
 		return shards.Node{Address: c.address}, fmt.Errorf("nobody can %q a node", a.Op)
 	}
+	c.Forget()
 	seen, err := do(ctx, a)
 	if err != nil {
 		return seen, fmt.Errorf("%s Redis at %s: %w", a.Op, c.address, err)

@@ -12,6 +12,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,12 +24,19 @@ import (
 // EpochKey holds, on each node, the epoch of the shard that its data is of, as a decimal number.
 const EpochKey = mesh.ReservedPrefix + "epoch"
 
+// epochEvery is how often probes read the epoch of a node that is what it was. More often would be seen in the node's hit rate.
+const epochEvery = 10 * time.Second
+
 // Client has one connection to a node, made when it is needed. It may be used by several goroutines, which take turns.
 type Client struct {
 	address string
 	access  *mesh.RedisAccess
 	timeout time.Duration
 	redis   *redis.Client
+
+	mu   sync.Mutex
+	last shards.Node // when its epoch was read
+	read time.Time   // when that was
 }
 
 // New does not connect yet. timeout bounds each dial and each round trip.
@@ -39,8 +47,9 @@ func New(address string, access *mesh.RedisAccess, timeout time.Duration) *Clien
 // Close ends the connection.
 func (c *Client) Close() { c.redis.Close() }
 
-// Probe asks the node what it is, in one round trip. A node that has no data to serve (MASTERDOWN) or still loads it is alive;
-// one that gives no answer within the timeout, or refuses INFO, is not. With an error the Node has its address only.
+// Probe asks the node what it is, in one round trip, two if it has become something else. A node that has no data to serve (MASTERDOWN)
+// or still loads it is alive; one that gives no answer within the timeout, or refuses INFO, is not. With an error the Node has its
+// address only. The epoch of a node that has not changed may be ten seconds old.
 func (c *Client) Probe(ctx context.Context) (shards.Node, error) {
 	n, err := c.probe(ctx)
 	if err != nil {
@@ -49,30 +58,69 @@ func (c *Client) Probe(ctx context.Context) (shards.Node, error) {
 	return n, nil
 }
 
+// Forget makes the next probe read the epoch.
+func (c *Client) Forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read = time.Time{}
+}
+
 func (c *Client) probe(ctx context.Context) (shards.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	c.mu.Lock()
+	last, known := c.last, time.Since(c.read) < epochEvery
+	c.mu.Unlock()
+	if known {
+		n, hidden, err := c.ask(ctx, c.redis, func(p redis.Pipeliner) redis.Cmder { return p.Ping(ctx) })
+		if err != nil || hidden || n.Loading {
+			return n, err
+		}
+		if n.RunID == last.RunID && n.Role == last.Role && n.ReplID == last.ReplID {
+			n.Epoch = last.Epoch
+			return n, nil
+		}
+	}
+	began := time.Now()
 	n, _, err := c.look(ctx, c.redis)
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.last, c.read = n, began
+	}
 	return n, err
 }
 
-// look is a probe over r. hidden says that the node has no data to serve, its epoch neither.
+// look is a probe over r that reads the epoch. hidden says that the node has no data to serve, its epoch neither.
 func (c *Client) look(ctx context.Context, r redis.Cmdable) (n shards.Node, hidden bool, err error) {
+	var epoch *redis.StringCmd
+	n, hidden, err = c.ask(ctx, r, func(p redis.Pipeliner) redis.Cmder {
+		epoch = p.Get(ctx, EpochKey)
+		return epoch
+	})
+	if err == nil {
+		n.Epoch = parseEpoch(epoch)
+	}
+	return n, hidden, err
+}
+
+// ask sends INFO and a command that a node without data to serve refuses.
+func (c *Client) ask(ctx context.Context, r redis.Cmdable, command func(redis.Pipeliner) redis.Cmder) (n shards.Node, hidden bool, err error) {
 	n.Address = c.address
 	// Two commands, since INFO takes several sections only from Redis 7 on.
 	pipe := r.Pipeline()
-	server, replication, epoch := pipe.Info(ctx, "server"), pipe.Info(ctx, "replication"), pipe.Get(ctx, EpochKey)
+	server, replication, reply := pipe.Info(ctx, "server"), pipe.Info(ctx, "replication"), command(pipe)
 	_, failed := pipe.Exec(ctx)
-	if err = cmp.Or(server.Err(), replication.Err()); err == nil && !isReply(epoch.Err()) {
-		err = epoch.Err()
+	if err = cmp.Or(server.Err(), replication.Err()); err == nil && !isReply(reply.Err()) {
+		err = reply.Err()
 	}
-	if err == nil && epoch.Err() == nil {
+	if err == nil && reply.Err() == nil {
 		err = failed // of a login that was refused no command knows
 	}
 	if err != nil {
 		return n, false, err
 	}
-	n.Epoch, n.Loading, hidden = parseEpoch(epoch), redis.IsLoadingError(epoch.Err()), redis.IsMasterDownError(epoch.Err())
+	n.Loading, hidden = redis.IsLoadingError(reply.Err()), redis.IsMasterDownError(reply.Err())
 	n.RunID = field(server.Val(), "run_id")
 	if n.RunID == "" {
 		return shards.Node{Address: c.address}, false, errors.New("INFO has no run_id: is this a Redis?")
