@@ -107,7 +107,7 @@ func benchFailover(ctx context.Context, s settings) (result, error) {
 				if err := retried(ctx, &f.Discarded, func() error { return c.round(ctx, plan, f, faults[i]) }); err != nil {
 					return nil, fmt.Errorf("round %d, %s, %s: %w", round+1, c.name, faults[i], err)
 				}
-				fmt.Fprintf(s.progress, "round %d of %d: %s, %s: %.0f ms\n", round+1, plan.rounds, c.name, faults[i], f.Rounds[len(f.Rounds)-1])
+				fmt.Fprintf(s.progress, "round %d of %d: %s, %s: %s\n", round+1, plan.rounds, c.name, faults[i], f.last())
 			}
 		}
 	}
@@ -134,6 +134,9 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 	}
 	w := &writer{clients: c.connect(), keys: c.written[set], first: c.number + 1}
 	defer closeClients(w.clients)
+	if err := warm(ctx, w.clients, int(clientTimeout/plan.every)+100); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
 	b := &bystander{clients: c.connect()}
 	defer closeClients(b.clients)
 	for i, keys := range c.read {

@@ -28,11 +28,6 @@ type failoverMesh struct {
 	written, read [][]string
 }
 
-// managed is how a node starts whose place in its shard the control plane decides.
-func managed(port int, dir string) process.Redis {
-	return process.Redis{Port: port, Dir: dir, Args: []string{"--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "no"}}
-}
-
 func startFailoverMesh(ctx context.Context, running *programs, dir string, plan failoverPlan) (*failoverMesh, error) {
 	cachemesh, err := build(ctx, dir, "cachemesh", "cmd/cachemesh")
 	if err != nil {
@@ -47,7 +42,7 @@ func startFailoverMesh(ctx context.Context, running *programs, dir string, plan 
 	for i := range shardCount {
 		set := replicaSet{name: shardName(i)}
 		for _, port := range ports[2*i : 2*i+2] {
-			n, err := startNode(ctx, managed(port, dir))
+			n, err := startNode(ctx, process.Redis{Port: port, Dir: dir, Managed: true})
 			if err != nil {
 				return nil, errors.Join(err, m.stop())
 			}

@@ -121,6 +121,22 @@ func failoverClient(address string) *redis.Client {
 		PipelinePoolSize: -1})
 }
 
+// warm opens connections before they are needed, so that a fault is not followed by hundreds of handshakes, which other requests would
+// wait for on a machine of few cores.
+func warm(ctx context.Context, clients []*redis.Client, connections int) error {
+	for _, client := range clients {
+		held := make([]*redis.Conn, connections/len(clients))
+		for i := range held {
+			held[i] = client.Conn()
+			defer held[i].Close() // gives it to the pool
+			if err := held[i].Ping(ctx).Err(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func closeClients(clients []*redis.Client) error {
 	var errs []error
 	for _, c := range clients {

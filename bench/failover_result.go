@@ -108,6 +108,16 @@ func (f *failoverFigures) add(plan failoverPlan, at time.Time, o outage, w *writ
 	f.OthersRatios = append(f.OthersRatios, rounded(during/before))
 }
 
+// last describes the last round.
+func (f *failoverFigures) last() string {
+	i := len(f.Rounds) - 1
+	text := fmt.Sprintf("%.0f ms, %.0f failed writes", f.Rounds[i], f.failures[i])
+	if len(f.befores) > 0 {
+		text += fmt.Sprintf("; the others' p99 from %.2f to %.2f ms", f.befores[i], f.durings[i])
+	}
+	return text
+}
+
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
