@@ -130,7 +130,11 @@ func (s *standIns) bind(e envoy.Endpoint) error {
 	if e.StandIn == mesh.Null {
 		s.answered[e.Shard] += 0 // a counter shows before its first event
 	}
-	s.log.Warn("standing in for a shard", "shard", e.Shard, "stand_in", e.StandIn)
+	level := slog.LevelInfo // a hold is part of a planned switch
+	if e.StandIn == mesh.Null {
+		level = slog.LevelWarn
+	}
+	s.log.Log(context.Background(), level, "standing in for a shard", "shard", e.Shard, "stand_in", e.StandIn)
 	s.running.Go(func() { s.accept(socket) })
 	return nil
 }
@@ -146,7 +150,7 @@ func (s *standIns) accept(socket *standInSocket) {
 			select {
 			case <-s.ended:
 				return
-			case <-time.After(10 * time.Millisecond): // file descriptors may be free again
+			case <-time.After(100 * time.Millisecond): // file descriptors may be free again
 			}
 			continue
 		}
