@@ -31,7 +31,7 @@ func newHistory(since time.Time) *history {
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cachemesh_controlplane_events_total", Help: "What has happened to the region's shards since this control plane runs, by kind."}, []string{"kind"}),
 		failovers: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "cachemesh_failover_seconds", Help: "Time from the decision that a primary is down until its sidecars were told of another.",
+			Name: "cachemesh_failover_seconds", Help: "Time from a primary's last good answer until its sidecars had acknowledged another one.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12)}),
 	}
 	for _, k := range shards.Kinds {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	control "github.com/cachemesh/cachemesh/controlplane"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 	"github.com/cachemesh/cachemesh/shards"
@@ -134,9 +135,23 @@ func (m *managed) waitReplicas(t *testing.T) {
 			if len(s.Witnesses) != 1 || s.Change != nil {
 				return fmt.Errorf("%s has the witnesses %v and the change %+v", s.Name, s.Witnesses, s.Change)
 			}
+			primary := s.Nodes[slices.IndexFunc(s.Nodes, func(n control.NodeStatus) bool { return n.Role == string(mesh.Primary) })]
 			for _, n := range s.Nodes {
 				if !n.Up || n.Role == string(mesh.Replica) && (n.Replication == nil || !n.Replication.Linked || n.Replication.LagBytes == nil) {
 					return fmt.Errorf("%s: %+v", s.Name, n)
+				}
+				if n.Address == primary.Address {
+					continue
+				}
+				// The status may be of a moment ago.
+				c := redis.NewClient(&redis.Options{Addr: n.Address, DisableIdentity: true})
+				info, err := c.InfoMap(t.Context(), "replication").Result()
+				c.Close()
+				if err != nil {
+					return err
+				}
+				if r := info["Replication"]; r["master_port"] != portOf(primary.Address) || r["master_link_status"] != "up" {
+					return fmt.Errorf("%s: %v", n.Address, r)
 				}
 			}
 		}
