@@ -14,7 +14,7 @@ const (
 	// pause is for how long the old primary holds writes after it was told so last: if nobody tells it more, it goes on.
 	pause = 400 * time.Millisecond
 	// catchUp is how long the new primary may take to have all writes.
-	catchUp = 300 * time.Millisecond
+	catchUp = 200 * time.Millisecond
 	// promotion is how long it may take to become primary, well before the pause ends.
 	promotion = 250 * time.Millisecond
 )

@@ -16,8 +16,8 @@ const (
 	bootstrapAfter = 3 * time.Second
 	// servingFor bounds the wait for sidecars to acknowledge a new epoch. It only delays the event.
 	servingFor = 2 * time.Second
-	// holdFor bounds how long a switch waits for sidecars to hold a shard's requests.
-	holdFor = 250 * time.Millisecond
+	// holdFor bounds how long a switch waits for sidecars to hold a shard's requests. They hold for 400 ms at most, and the handover takes 200.
+	holdFor = 150 * time.Millisecond
 )
 
 // deciding is a decision in the making. The state is copied when it is first changed.

@@ -10,9 +10,7 @@ type Terms struct {
 	LockDelay time.Duration
 	// Margin is how much earlier a leader stops than another can start. It covers what is under way, and clocks of unequal pace.
 	Margin time.Duration
-	// Renew is how often a leader renews its session.
-	Renew time.Duration
-	// Beat is how often a leader writes the lock anew, so that others see that it lives.
+	// Beat is how often a leader writes the lock anew: that proves to it that it leads, and to others that it lives.
 	Beat time.Duration
 	// Silence is how long others wait for that, while Consul answers them, before they end the leader's session. Consul by itself
 	// would take TTL to notice.
@@ -21,10 +19,10 @@ type Terms struct {
 	Retry time.Duration
 }
 
-// DefaultTerms have the shortest TTL that Consul takes. A leader that falls silent stops after 2 s, and another starts after 5 to 6 s.
+// DefaultTerms have the shortest TTL that Consul takes. A leader that falls silent stops after 2 s, and another starts after 5 s.
 var DefaultTerms = Terms{
 	TTL: 10 * time.Second, LockDelay: 3 * time.Second, Margin: time.Second,
-	Renew: 500 * time.Millisecond, Beat: time.Second, Silence: 3 * time.Second, Retry: 100 * time.Millisecond,
+	Beat: 500 * time.Millisecond, Silence: 2 * time.Second, Retry: 100 * time.Millisecond,
 }
 
 // Ask is what a Lease wants to ask of Consul next.
@@ -34,16 +32,17 @@ type Ask string
 const (
 	Nothing Ask = ""
 	Open    Ask = "open"    // a session with TTL and LockDelay
-	Renew   Ask = "renew"   // the session
+	Renew   Ask = "renew"   // the session; only that it has Ended matters of the answer
 	Acquire Ask = "acquire" // the lock, with the session, also if it is held already; each time with another content
 	Depose  Ask = "depose"  // read the lock, tell Seen, and if its holder is still Silent, end its session
 )
 
 // Lease is one control plane's way to lead its region: no session, then a session, then the lock.
 //
-// A leader may act until LockDelay less Margin after it sent the last request whose success proved that its session lived. Whatever
+// A leader may act until LockDelay less Margin after it sent the last write that took effect because it held the lock. Whatever
 // ends the session (its TTL, another control plane, an operator, a Consul agent that leaves) does so after that proof, and then nobody
 // gets the lock for LockDelay. So another leader starts no earlier than Margin after this one has stopped, by this one's own clock.
+// That a session was renewed proves nothing: a server of Consul that is not its leader any more, and does not know, renews too.
 // All times are readings of that clock, which must be monotonic.
 type Lease struct {
 	terms   Terms
@@ -85,11 +84,8 @@ func (l *Lease) Until() time.Time {
 // Next is what to ask for now, and when to call Next again if nothing happens meanwhile. The caller sends it at once, and says with
 // one of the other methods what came of it; an answer that never came is as good as none.
 func (l *Lease) Next(now time.Time) (Ask, time.Time) {
-	every := l.terms.Renew
-	if !l.held {
-		every = l.terms.TTL / 4
-	}
-	wake := now.Add(every)
+	renew := l.terms.TTL / 4
+	wake := now.Add(renew)
 	due := func(asked *time.Time, every time.Duration) bool {
 		if at := asked.Add(every); asked.IsZero() || !now.Before(at) {
 			*asked = now
@@ -101,10 +97,10 @@ func (l *Lease) Next(now time.Time) (Ask, time.Time) {
 	}
 	switch {
 	case l.session == "":
-		if due(&l.opened, l.terms.Renew) {
+		if due(&l.opened, l.terms.Beat) {
 			return Open, now
 		}
-	case due(&l.renewed, every):
+	case due(&l.renewed, renew):
 		return Renew, now
 	case l.held:
 		if due(&l.acquired, l.terms.Beat) {
@@ -118,7 +114,7 @@ func (l *Lease) Next(now time.Time) (Ask, time.Time) {
 		if at := l.fresh.Add(l.terms.Silence); at.Before(wake) {
 			wake = at
 		}
-	case due(&l.deposed, l.terms.Renew):
+	case due(&l.deposed, l.terms.Beat):
 		return Depose, now
 	}
 	return Nothing, wake
@@ -129,7 +125,7 @@ func (l *Lease) Opened(session string, sent time.Time) {
 	l.session, l.held, l.renewed, l.acquired, l.proof = session, false, sent, time.Time{}, sent
 }
 
-// Proved takes in that a request sent at sent showed that the session lives: a renewal, or a write that depends on the lock.
+// Proved takes in that a write, sent at sent, took effect because the session held the lock.
 func (l *Lease) Proved(session string, sent time.Time) {
 	if session == l.session {
 		l.proved(sent)

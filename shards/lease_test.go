@@ -37,51 +37,50 @@ func TestALeaseFromNoSessionToTheLock(t *testing.T) {
 	next(700*ms, Acquire, 0) // the lock's delay
 	l.Acquired(at(700 * ms))
 	until(2700 * ms)
-	next(800*ms, Nothing, s)
-	next(s, Renew, 0)
-	l.Proved("mine", at(s))
-	until(3 * s)
-	l.Proved("mine", at(900*ms)) // an answer that was overtaken
-	until(3 * s)
-	next(1100*ms, Nothing, 1500*ms)
-	next(1500*ms, Renew, 0)
-	next(1700*ms, Acquire, 0) // shows the others that it lives
-	l.Acquired(at(1700 * ms))
-	until(3700 * ms)
+	next(800*ms, Nothing, 1200*ms)
+	next(1200*ms, Acquire, 0) // shows the others that it lives
+	l.Acquired(at(1200 * ms))
+	until(3200 * ms)
+	l.Proved("mine", at(1500*ms)) // a write
+	until(3500 * ms)
+	l.Proved("mine", at(1400*ms)) // an answer that was overtaken
 	l.Proved("another's", at(1800*ms))
-	until(3700 * ms)
+	until(3500 * ms)
+	next(1700*ms, Acquire, 0)
+	next(1700*ms, Nothing, 2200*ms)
+	until(3500 * ms) // no answer
+	next(3*s, Renew, 0)
+	until(3500 * ms)
 
 	// Its session ends, another takes over and falls silent.
 	l.Ended()
 	until(0)
-	next(1900*ms, Open, 0)
-	l.Opened("mine too", at(1900*ms))
-	next(1900*ms, Acquire, 0)
-	l.Seen("other", 7, at(2*s))
-	next(2*s, Nothing, 4400*ms)
-	next(4400*ms, Renew, 0)
+	next(3*s, Open, 0)
+	l.Opened("mine too", at(3*s))
+	next(3*s, Acquire, 0)
+	l.Seen("other", 7, at(3*s))
+	next(4*s, Nothing, 5*s)
 	l.Seen("other", 8, at(4500*ms))
-	next(5*s, Nothing, 6900*ms)
-	next(6900*ms, Renew, 0)
-	next(7*s, Nothing, 7500*ms)
-	l.Unseen(at(7400 * ms))
-	next(7500*ms, Nothing, 9400*ms)
-	next(9400*ms, Renew, 0)
-	l.Seen("other", 8, at(9500*ms))
-	next(9600*ms, Nothing, 10400*ms)
-	next(10400*ms, Depose, 0)
-	next(10400*ms, Nothing, 10900*ms)
-	l.Seen("", 9, at(10500*ms))
-	next(10500*ms, Acquire, 0)
-	l.Acquired(at(10500 * ms))
-	l.Seen("mine too", 10, at(10600*ms))
-	until(12500 * ms)
-	l.Seen("other", 11, at(10700*ms))
+	next(5*s, Nothing, 5500*ms)
+	next(5500*ms, Renew, 0)
+	l.Unseen(at(5700 * ms))
+	next(6500*ms, Nothing, 7700*ms)
+	l.Seen("other", 8, at(7*s))
+	next(7600*ms, Nothing, 7700*ms)
+	next(7700*ms, Depose, 0)
+	next(7700*ms, Nothing, 8*s)
+	l.Seen("", 9, at(7800*ms))
+	next(7800*ms, Acquire, 0)
+	l.Acquired(at(7800 * ms))
+	l.Seen("mine too", 10, at(7900*ms))
+	until(9800 * ms)
+	l.Seen("other", 11, at(7950*ms))
 	until(0)
 
 	// The answer to its own request for the lock was lost.
-	l.Seen("mine too", 12, at(10800*ms))
-	next(10800*ms, Acquire, 0)
+	l.Seen("mine too", 12, at(8300*ms))
+	next(8300*ms, Renew, 0)
+	next(8300*ms, Acquire, 0)
 }
 
 // locker is Consul as far as a lease knows it: it ends sessions whenever it likes, and keeps lock delays.
@@ -206,9 +205,7 @@ func leaseStep(l *Lease, c *locker, now *time.Duration, later func(func()), name
 		later(func() {
 			alive := c.sessions[session]
 			later(func() {
-				if alive {
-					l.Proved(session, sent)
-				} else if l.Session() == session {
+				if !alive && l.Session() == session {
 					l.Ended()
 				}
 			})
