@@ -72,9 +72,9 @@ type agentStream struct {
 	wake   chan struct{}         // there are newer instructions
 	end    chan error            // another stream takes this one's place
 
-	speaking sync.Mutex      // held while the listener is told; guards what follows
-	silenced bool            // the listener is told nothing more
-	down     map[string]bool // shards whose primary the agent says is down
+	speaking sync.Mutex        // held while the listener is told; guards what follows
+	silenced bool              // the listener is told nothing more
+	down     map[string]string // primaries that the agent says are down, by shard
 }
 
 func newAgents(region string, authorise func(*x509.Certificate, string, string) error, l listener, log *slog.Logger) *agents {
@@ -163,7 +163,7 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 	if err != nil {
 		return err
 	}
-	s := &agentStream{agent: agent, wake: make(chan struct{}, 1), end: make(chan error, 1), down: map[string]bool{}}
+	s := &agentStream{agent: agent, wake: make(chan struct{}, 1), end: make(chan error, 1), down: map[string]string{}}
 	a.begin(s)
 	// It tells the agent that its reports are taken. With an error, receive ends too and says why.
 	_ = stream.SendHeader(metadata.MD{})
@@ -271,15 +271,17 @@ func (a *agents) take(s *agentStream, report *reports.Report) error {
 // logVerdicts says when an agent changes its mind about a primary.
 func (a *agents) logVerdicts(s *agentStream, verdicts []*reports.Verdict) {
 	for _, v := range verdicts {
+		before := s.down[v.GetShard()]
 		switch {
-		case v.GetDown() == s.down[v.GetShard()]:
-		case v.GetDown():
-			s.down[v.GetShard()] = true
+		case v.GetDown() && before != v.GetAddress():
+			s.down[v.GetShard()] = v.GetAddress()
 			a.log.Info("a witness says that a primary is down", "agent", s.agent, "shard", v.GetShard(), "epoch", v.GetEpoch(),
 				"address", v.GetAddress(), "silent_ms", v.GetSilentMs(), "error", v.GetError())
-		default:
+		case !v.GetDown() && before != "":
 			delete(s.down, v.GetShard())
-			a.log.Info("a witness says that a primary is up", "agent", s.agent, "shard", v.GetShard(), "epoch", v.GetEpoch(), "address", v.GetAddress())
+			if before == v.GetAddress() { // and not another primary
+				a.log.Info("a witness says that a primary is up again", "agent", s.agent, "shard", v.GetShard(), "epoch", v.GetEpoch(), "address", v.GetAddress())
+			}
 		}
 	}
 }

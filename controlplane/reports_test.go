@@ -359,18 +359,20 @@ func TestAWitnessThatChangesItsMindIsInTheLog(t *testing.T) {
 	h := new(heard)
 	var log lockedLog
 	_, address := serveAgents(t, insecure.NewCredentials(), nil, h, slog.New(slog.NewTextHandler(&log, nil)))
-	v := func(down bool) *reports.Report {
-		return &reports.Report{Verdicts: []*reports.Verdict{{Shard: "cache-0", Epoch: 7, Down: down, Error: "refused"}}}
+	v := func(down bool, address string) *reports.Report {
+		return &reports.Report{Verdicts: []*reports.Verdict{{Shard: "cache-0", Epoch: 7, Address: address, Down: down, Error: "refused"}}}
 	}
 	stream := connectAgent(t, address, insecure.NewCredentials(), &reports.Report{Agent: from("web")})
 	for _, down := range []bool{false, true, true, false} {
-		sendReport(t, stream, v(down))
+		sendReport(t, stream, v(down, "127.0.0.1:7001"))
 	}
+	sendReport(t, stream, v(true, "127.0.0.1:7002"))
+	sendReport(t, stream, v(false, "127.0.0.1:7003"))
 	sendReport(t, stream, &reports.Report{Leaving: true})
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
-	if text := log.String(); strings.Count(text, "is down") != 1 || strings.Count(text, "is up") != 1 || !strings.Contains(text, "error=refused") {
+	if text := log.String(); strings.Count(text, "is down") != 2 || strings.Count(text, "is up again") != 1 || !strings.Contains(text, "error=refused") {
 		t.Errorf("the log is\n%s", text)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/cachemesh/cachemesh/reports"
@@ -22,6 +23,8 @@ const (
 	repeatVerdictsDown = 250 * time.Millisecond
 	// keepTargets is how long a control plane that restarts finds that its targets were probed meanwhile.
 	keepTargets = 10 * time.Second
+	// retryRefused is for control planes that will not change their mind soon, such as those of an older version.
+	retryRefused = 15 * time.Second
 	// settled is how long a stream must live for the next one to be tried soon.
 	settled     = 5 * time.Second
 	leaveWithin = 500 * time.Millisecond
@@ -36,6 +39,7 @@ type reporting struct {
 	planes    *controlPlanes
 	endpoints func() map[string]string // what Envoy has acknowledged, address by shard; never changed once returned
 	witness   *witness
+	keep      time.Duration // targets after a stream's end
 	log       *slog.Logger
 
 	mu      sync.Mutex
@@ -57,7 +61,7 @@ type reportStream struct {
 func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string) *reporting {
 	return &reporting{
 		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, log: c.Logger, streams: map[string]*reportStream{},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -71,7 +75,7 @@ func (r *reporting) run(ctx context.Context) error {
 	defer resolve.Stop()
 	for {
 		for _, s := range r.resolved(r.resolve(ctx)) {
-			streams.Go(func() { r.keep(ctx, alive, s) })
+			streams.Go(func() { r.serve(ctx, alive, s) })
 		}
 		select {
 		case <-resolve.C:
@@ -117,7 +121,7 @@ func (r *reporting) resolved(names map[string]string, failed map[string]bool) (b
 	for address, name := range names {
 		if r.streams[address] == nil {
 			s := &reportStream{asker: newAsker(), name: name, address: address, current: true}
-			s.forget = time.AfterFunc(keepTargets, func() { r.witness.forget(s.asker) })
+			s.forget = time.AfterFunc(r.keep, func() { r.witness.forget(s.asker) })
 			r.streams[address] = s
 			begun = append(begun, s)
 		}
@@ -125,8 +129,8 @@ func (r *reporting) resolved(names map[string]string, failed map[string]bool) (b
 	return begun
 }
 
-// keep opens one stream after the other to a control plane, until ctx ends or its name resolves to others only.
-func (r *reporting) keep(ctx, alive context.Context, s *reportStream) {
+// serve opens one stream after the other to a control plane, until ctx ends or its name resolves to others only.
+func (r *reporting) serve(ctx, alive context.Context, s *reportStream) {
 	defer r.witness.forget(s.asker)
 	defer s.forget.Stop()
 	b := retry()
@@ -139,10 +143,15 @@ func (r *reporting) keep(ctx, alive context.Context, s *reportStream) {
 		if time.Since(begun) > settled {
 			b.Reset()
 		}
+		wait := b.NextBackOff()
+		switch status.Code(err) {
+		case codes.Unimplemented, codes.PermissionDenied, codes.InvalidArgument:
+			wait = retryRefused
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(b.NextBackOff()):
+		case <-time.After(wait):
 		}
 	}
 }
@@ -206,7 +215,7 @@ func (r *reporting) receive(s *reportStream, stream reports.Reports_ConnectClien
 	// Headers say that the control plane takes reports of this agent. An end without any comes with a reason.
 	if headers, err := stream.Header(); err == nil && headers != nil {
 		s.forget.Stop()
-		defer s.forget.Reset(keepTargets)
+		defer s.forget.Reset(r.keep)
 		r.set(s, true, "")
 		r.log.Info("reporting to a control plane", "control_plane", s.address)
 	}

@@ -299,9 +299,12 @@ func TestEveryAddressOfANameGetsReports(t *testing.T) {
 	r, _ := runReporting(t, c, nil, map[string]string{"all-0": "127.0.0.1:1"})
 	for _, p := range planes {
 		p.heard.waitHas(t, map[string]string{"all-0": "127.0.0.1:1"})
-		if p.heard.streams != 1 {
-			t.Errorf("%s has %d streams, want one", p.address, p.heard.streams)
-		}
+		p.heard.wait(t, func(h *heard) string {
+			if h.streams != 1 {
+				return "want one stream of the two names"
+			}
+			return ""
+		})
 	}
 	if got := len(r.status()); got != len(planes) {
 		t.Errorf("%d control planes, want %d", got, len(planes))
@@ -381,9 +384,55 @@ func TestReportsOverTLS(t *testing.T) {
 		}
 		return nil
 	})
-	if h.streams != 1 {
-		t.Errorf("%d streams", h.streams)
+	h.wait(t, func(h *heard) string {
+		if h.streams != 1 {
+			return "want one stream"
+		}
+		return ""
+	})
+}
+
+func TestTargetsOfAControlPlaneThatStaysAwayAreForgotten(t *testing.T) {
+	plane := startedPlane(t)
+	plane.heard.ask(20*time.Millisecond, 200*time.Millisecond, &reports.Target{Shard: "all-0", Epoch: 1, Address: shards[0]})
+	c := Config{Name: "here-0", Region: "here", ControlPlanes: []string{plane.address}, Logger: slog.New(slog.DiscardHandler)}
+	r := newReporting(c, newControlPlanes(c, nil), func() map[string]string { return nil })
+	r.keep = 300 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.run(ctx) }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	plane.heard.waitVerdict(t, "all-0", false, "")
+	plane.stop()
+	eventually(t, func() error {
+		if s := r.status(); len(s) != 1 || s[0].Connected || s[0].Targets != 0 {
+			return fmt.Errorf("status %+v", s)
+		}
+		return nil
+	})
+	plane.start(t)
+	plane.heard.waitVerdict(t, "all-0", false, "")
+}
+
+func TestAnOlderControlPlaneIsNoTrouble(t *testing.T) {
+	g := grpc.NewServer() // without the service
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
+	go func() { _ = g.Serve(l) }()
+	t.Cleanup(g.Stop)
+	c := Config{Name: "here-0", Region: "here", ControlPlanes: []string{l.Addr().String()}, Logger: slog.New(slog.DiscardHandler)}
+	r, _ := runReporting(t, c, nil, nil)
+	eventually(t, func() error {
+		if s := r.status(); len(s) != 1 || s[0].Connected || !strings.Contains(s[0].Problem, "unknown service") {
+			return fmt.Errorf("status %+v", s)
+		}
+		return nil
+	})
 }
 
 func TestEndpointsAreReportedOnceEnvoyAcknowledgedThem(t *testing.T) {

@@ -1,6 +1,7 @@
 // Package sidecar runs one Envoy beside an application. Its agent starts Envoy, starts it again when it crashes, takes
 // over a living one after its own restart, and drains it at the end. It relays Envoy's xDS stream to a control plane,
-// keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers.
+// keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers. It probes
+// the primaries that control planes ask about, and reports to each of them what it sees and what Envoy has acknowledged.
 //
 // It is on the way of a request only while it stands in for a shard's primary, never ends a process that it cannot prove to be its own, and never listens
 // beyond loopback but for its metrics. cmd/cachemesh calls it.
