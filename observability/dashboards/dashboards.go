@@ -50,6 +50,12 @@ var (
 	byPool   = variable{"pool", `cachemesh_shard_up{region=~"$region"}`}
 )
 
+// annotations are the events that each page marks in its graphs.
+var annotations = []struct{ name, kinds, colour string }{
+	{"failures", `kind=~"failover|stand-in|node-lost|switch-failed|frozen"`, "red"},
+	{"changes", `kind!~"failover|stand-in|node-lost|switch-failed|frozen"`, "blue"},
+}
+
 // source is the data source that is chosen at the top of a page.
 var source = common.DataSourceRef{Type: new("prometheus"), Uid: new("$datasource")}
 
@@ -81,6 +87,11 @@ func (p page) build() (dashboard.Dashboard, error) {
 		Link(dashboard.NewDashboardLinkBuilder("cachemesh").Type(dashboard.DashboardLinkTypeDashboards).Tags([]string{"cachemesh"}).
 			IncludeVars(true).KeepTime(true)).
 		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Prometheus").Type("prometheus"))
+	for _, a := range annotations {
+		b.Annotation(dashboard.NewAnnotationQueryBuilder().Name(a.name).Datasource(source).Enable(true).IconColor(a.colour).
+			Expr(fmt.Sprintf(`region_kind:cachemesh_controlplane_events:increase1m{region=~"$region", %s} > 0`, a.kinds)).
+			TitleFormat("{{kind}}").TextFormat("{{region}}").TagKeys("region,kind").Step("15s"))
+	}
 	for _, v := range p.variables {
 		b.WithVariable(dashboard.NewQueryVariableBuilder(v.label).
 			Query(dashboard.StringOrMap{String: new(fmt.Sprintf("label_values(%s, %s)", v.metric, v.label))}).

@@ -16,6 +16,8 @@ var routing = page{
 				queries: []query{{`histogram_quantile(0.99, sum by (le, region) (increase(cachemesh_controlplane_push_seconds_bucket{region=~"$region"}[1h])))`, "{{region}}"}}},
 			{title: "Rejections", about: "Of the last hour.", unit: units.Short, number: true, width: 6,
 				queries: []query{{`sum by (region) (increase(cachemesh_controlplane_xds_nacks_total{region=~"$region"}[1h]))`, "{{region}}"}}},
+			{title: "Control planes that lead", about: "1 in each region is what it should be.", unit: units.Short, width: 8,
+				queries: []query{{`sum by (region) (cachemesh_controlplane_leading{region=~"$region"})`, "{{region}}"}}},
 			{title: "Configurations read", unit: units.Short, width: 8,
 				queries: []query{{`sum by (region, result) (increase(cachemesh_controlplane_config_updates_total{region=~"$region"}[5m]))`, "{{region}} {{result}}"}}},
 			{title: "Pushes acknowledged", unit: units.OpsPerSecond, width: 8,

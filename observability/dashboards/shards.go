@@ -2,18 +2,18 @@ package dashboards
 
 import "github.com/grafana/grafana-foundation-sdk/go/units"
 
-// shards answers which shard is busy, full, cold or down.
+// shards answers which shard is busy, full, cold or down, and who is primary.
 var shards = page{
-	uid: "cachemesh-shards", title: "cachemesh: shards", about: "Which shard is busy, full, cold or down. Figures are those of primaries unless said.",
+	uid: "cachemesh-shards", title: "cachemesh: shards", about: "Which shard is busy, full, cold or down, and who is primary. Figures are those of primaries unless said.",
 	variables: []variable{byRegion, byPool},
 	rows: []row{
 		{title: "Spread", panels: []panel{
-			{title: "Commands, busiest over mean", about: "1 is an even spread.", unit: units.Short, number: true, width: 6,
-				queries: []query{{`region_pool:cachemesh_shard_commands:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
-			{title: "Keys, fullest over mean", about: "1 is an even spread; the ring alone decides it.", unit: units.Short, number: true, width: 6,
-				queries: []query{{`region_pool:cachemesh_shard_keys:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
-			{title: "Memory, fullest over mean", unit: units.Short, number: true, width: 6,
-				queries: []query{{`region_pool:cachemesh_shard_memory_bytes:spread{region=~"$region", pool=~"$pool"}`, "{{region}} {{pool}}"}}},
+			{title: "Operations, busiest over its share", about: "By weight; 1 is an even spread. Of the last minute.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`max by (region, pool) (cachemesh_pool_spread{region=~"$region", pool=~"$pool", of="operations"})`, "{{region}} {{pool}}"}}},
+			{title: "Keys, fullest over its share", about: "By weight; 1 is an even spread. The ring alone decides it.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`max by (region, pool) (cachemesh_pool_spread{region=~"$region", pool=~"$pool", of="keys"})`, "{{region}} {{pool}}"}}},
+			{title: "Memory, fullest over its share", about: "By weight; 1 is an even spread.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`max by (region, pool) (cachemesh_pool_spread{region=~"$region", pool=~"$pool", of="bytes"})`, "{{region}} {{pool}}"}}},
 			{title: "Nodes that do not answer", unit: units.Short, number: true, width: 6,
 				queries: []query{{`sum by (region) (1 - max by (region, pool, shard, node) (cachemesh_shard_up{region=~"$region", pool=~"$pool"}))`, "{{region}}"}}},
 		}},
@@ -46,10 +46,26 @@ var shards = page{
 			{title: "Expirations", unit: units.OpsPerSecond, width: 8,
 				queries: []query{{`region_pool_shard:cachemesh_shard_expirations:rate1m{region=~"$region", pool=~"$pool"}`, "{{region}} {{shard}}"}}},
 		}},
+		{title: "Who is primary", panels: []panel{
+			{title: "Failovers", about: "Of the last hour. A shard that had no node left is one, too.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`sum by (region) (max by (region, kind) (increase(cachemesh_controlplane_events_total{region=~"$region", kind=~"failover|stand-in"}[1h])))`, "{{region}}"}}},
+			{title: "Failover, p99", about: "From the primary's last good answer until sidecars had acknowledged another; of the last day.", unit: units.Seconds, number: true, width: 6,
+				queries: []query{{`histogram_quantile(0.99, sum by (le, region) (increase(cachemesh_failover_seconds_bucket{region=~"$region"}[1d])))`, "{{region}}"}}},
+			{title: "Shards without a node", about: "An empty stand-in answers: reads miss, writes are dropped.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`sum by (region) (max by (region, pool, shard) (cachemesh_shard_stand_in{region=~"$region", pool=~"$pool", kind="null"}))`, "{{region}}"}}},
+			{title: "Frozen pools", about: "They lost many nodes at once, and change when that is accepted.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`sum by (region) (max by (region, pool) (cachemesh_pool_frozen{region=~"$region", pool=~"$pool"}))`, "{{region}}"}}},
+			{title: "Events", about: "What has happened to shards; cachemesh events tells more.", unit: units.Short, width: 8,
+				queries: []query{{`region_kind:cachemesh_controlplane_events:increase1m{region=~"$region"}`, "{{region}} {{kind}}"}}},
+			{title: "Epochs", about: "Each step is another primary.", unit: units.Short, width: 8,
+				queries: []query{{`max by (region, shard) (cachemesh_shard_epoch{region=~"$region", pool=~"$pool"})`, "{{region}} {{shard}}"}}},
+			{title: "Witnesses", about: "What sidecars say of the primaries that they watch.", unit: units.Short, width: 8,
+				queries: []query{{`sum by (region, state) (max by (region, pool, shard, state) (cachemesh_shard_witnesses{region=~"$region", pool=~"$pool"}))`, "{{region}} {{state}}"}}},
+		}},
 		{title: "Nodes", panels: []panel{
 			{title: "Nodes that answer", unit: units.Short, width: 12,
 				queries: []query{{`sum by (region, pool, role) (max by (region, pool, shard, node, role) (cachemesh_shard_up{region=~"$region", pool=~"$pool"}))`, "{{region}} {{pool}} {{role}}"}}},
-			{title: "Nodes in another role than the mesh says", unit: units.Short, width: 12,
+			{title: "Nodes in another role than they should be", unit: units.Short, width: 12,
 				queries: []query{{`sum by (region, pool) (max by (region, pool, shard, node) (cachemesh_shard_role_mismatch{region=~"$region", pool=~"$pool"}))`, "{{region}} {{pool}}"}}},
 		}},
 	},
