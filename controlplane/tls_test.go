@@ -25,6 +25,7 @@ import (
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/reports"
 )
 
 // issue writes DIR/name.pem, its key, and DIR/name-ca.pem.
@@ -140,6 +141,10 @@ func TestOnlyASidecarsOwnCertificateIsServed(t *testing.T) {
 	}
 	if _, err := subscribe(ctx, at(0), mine, "other"); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), `"other"`) || !strings.Contains(err.Error(), "spiffe://cachemesh/home/web") {
 		t.Errorf("a spoofed node: %v, want PermissionDenied that names both", err)
+	}
+	spoofed := connectAgent(t, at(0), mine, &reports.Report{Agent: from("other")})
+	if _, err := spoofed.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("reports of a spoofed agent: %v, want PermissionDenied", err)
 	}
 	for name, config := range map[string]*tls.Config{
 		"expired":         source(t, issue(t, dir, "expired", ours, expired)).Client("127.0.0.1"),

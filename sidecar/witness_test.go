@@ -102,7 +102,7 @@ func TestAWitnessSaysWhatHappensToAPrimary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := newClient(t, options).SlaveOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
+	if err := newClient(t, options).ReplicaOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
 	plane.heard.waitVerdict(t, "all-0", true, "replica of 127.0.0.1:1")
