@@ -58,7 +58,11 @@ func TestRunServesAWatchedFile(t *testing.T) {
 		t.Errorf("alerts %+v, want one of the file", s.Alerts)
 	}
 	metrics, _ := fetch(base + "/metrics")
-	for _, want := range []string{`cachemesh_controlplane_config_valid{region="home"} 0`, `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`} {
+	for _, want := range []string{`cachemesh_controlplane_config_valid{region="home"} 0`, `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`,
+		`cachemesh_controlplane_leading{region="home"} 1`, `cachemesh_shard_epoch{pool="cache",region="home",shard="cache-0"} 1`,
+		`cachemesh_shard_stand_in{kind="null",pool="cache",region="home",shard="cache-0"} 0`, `cachemesh_shard_witnesses{pool="cache",region="home",shard="cache-0",state="up"} 0`,
+		`cachemesh_pool_frozen{pool="cache",region="home"} 0`, `cachemesh_pool_spread{of="bytes",pool="cache",region="home"} 1`,
+		`cachemesh_controlplane_events_total{kind="bootstrap",region="home"} 1`, `cachemesh_failover_seconds_count{region="home"} 0`} {
 		if !strings.Contains(string(metrics), want) {
 			t.Errorf("/metrics lacks %s", want)
 		}

@@ -339,8 +339,11 @@ func TestEventsTellTheStoryOfAFailover(t *testing.T) {
 	if to, epoch := m.primary(t, "all-0"); to != e.To || epoch != e.Epoch {
 		t.Errorf("status has %s and epoch %d, the event %s and %d", to, epoch, e.To, e.Epoch)
 	}
-	// A control plane that goes away for a while is followed on.
+	// A control plane that goes away for a while is followed on. It does not wait for its followers.
 	m.plane.process.Stop(5 * time.Second)
+	if err := m.plane.process.Err(); err != nil {
+		t.Errorf("the control plane ends with %v", err)
+	}
 	m.plane.start(t)
 	m.kept[dead] = m.keepAgain(t, m.kept[dead])
 	m.waitReplicas(t)
@@ -437,6 +440,40 @@ func TestAFrozenPoolChangesOnceThatIsAccepted(t *testing.T) {
 	if want := []shards.Kind{shards.Frozen, shards.Accepted, shards.StandIn}; !slices.Equal(told, want) {
 		t.Errorf("the events are %v, want %v", told, want)
 	}
+}
+
+func TestACommandToAnotherControlPlaneReachesTheOneThatLeads(t *testing.T) {
+	m := newManaged(t, 1, 2)
+	other := m.startControlplane(t, "--state", m.dir+"/state")
+	eventually(t, 10*time.Second, func() error {
+		if l := other.status(t).Leader; l.Leading || l.URL != m.plane.url {
+			return fmt.Errorf("the other control plane says that the leader is %+v", l)
+		}
+		return nil
+	})
+	before, _ := m.primary(t, "all-0")
+	event := decode[shards.Event](t, cachemesh(t, "shard", "switch", "all-0", "-o", "json", "--controlplane", other.url).want(t, 0))
+	if event.From != before || event.To == before {
+		t.Errorf("the switch is %+v", event)
+	}
+	eventually(t, 5*time.Second, func() error {
+		told := cachemesh(t, "events", "-o", "json", "--controlplane", other.url, "--controlplane", m.plane.url, "--kind", "switch").want(t, 0).stdout
+		if strings.Count(told, "\n") != 1 {
+			return fmt.Errorf("both control planes tell %q, want one event", told)
+		}
+		return nil
+	})
+	m.waitReplicas(t)
+	cachemesh(t, "shard", "roll", "all", "--yes", "--controlplane", other.url).want(t, 0)
+
+	m.plane.process.Kill()
+	eventually(t, 20*time.Second, func() error {
+		got := cachemesh(t, "shard", "switch", "all-0", "--controlplane", other.url)
+		if got.code != 0 {
+			return fmt.Errorf("after the leader was killed, a switch says %q", got.stderr)
+		}
+		return nil
+	})
 }
 
 func TestShardCommandsSayWhyNot(t *testing.T) {
