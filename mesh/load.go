@@ -93,6 +93,9 @@ func (m *Mesh) setDefaults() {
 	if m.OpTimeout == 0 {
 		m.OpTimeout = DefaultOpTimeout
 	}
+	if m.Transactions == "" {
+		m.Transactions = TransactionsRefused
+	}
 	m.Health.setDefaults()
 	for i := range m.Pools {
 		if m.Pools[i].Failover == "" {
@@ -109,9 +112,7 @@ func (m *Mesh) setDefaults() {
 			}
 		}
 		for j := range m.Pools[i].Routes {
-			if r := &m.Pools[i].Routes[j]; r.Coherence == "" {
-				r.Coherence = Local
-			}
+			m.Pools[i].Routes[j].setDefaults(m.Transactions)
 		}
 	}
 	for i := range m.Regions {

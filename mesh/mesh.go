@@ -31,6 +31,9 @@ type Mesh struct {
 	Health Health `yaml:"health,omitempty"`
 	// Where the shards' nodes are known from. Left out: from this file.
 	Membership Membership `yaml:"membership,omitempty"`
+	// Whether MULTI, EXEC and DISCARD may be used: refused (the default), or lanes, which check that a transaction's keys share a
+	// shard. With lanes the writes of every route go through the sidecars' agents.
+	Transactions Transactions `yaml:"transactions,omitempty" jsonschema:"enum=refused,enum=lanes"`
 	// The named sets of shards, and the key prefixes that each of them takes.
 	Pools []PoolSpec `yaml:"pools" jsonschema:"minItems=1"`
 	// The places that have shards of their own. In each, every pool needs at least one shard.
@@ -72,15 +75,17 @@ const (
 type Route struct {
 	// Keys that begin with this belong to the route, unless a longer prefix takes them.
 	Prefix string `yaml:"prefix" json:"prefix" jsonschema:"maxLength=256"`
-	// How other regions learn of writes. local (the default): they do not.
-	Coherence Coherence `yaml:"coherence,omitempty" json:"coherence" jsonschema:"enum=local"`
+	// How other regions learn of writes. local (the default): they do not. invalidate: the key is removed there.
+	Coherence Coherence `yaml:"coherence,omitempty" json:"coherence" jsonschema:"enum=local,enum=invalidate"`
+	// With invalidate, what a write means to other regions. refill: commands that remove a key, such as DEL, remove it there too, and others,
+	// such as SET, fill this region's cache after a miss and stay here. update: every write removes the key there.
+	Writes Writes `yaml:"writes,omitempty" json:"writes,omitempty" jsonschema:"enum=refill,enum=update"`
+	// What the reply to a write waits for: primary (the default), or replica, which waits for a replica too, at most 200ms.
+	Durability Durability `yaml:"durability,omitempty" json:"durability,omitempty" jsonschema:"enum=primary,enum=replica"`
+	// How long after an invalidation a key that is filled again may hold an old value, because the database's replica lags: it then expires when
+	// this time is over (default 3s; 0s turns it off).
+	HoldOff time.Duration `yaml:"holdOff,omitempty" json:"hold_off_ns,omitempty" jsonschema:"type=string,pattern=^[0-9]+(ms|s)$,example=3s"`
 }
-
-// Coherence is how other regions learn of a route's writes.
-type Coherence string
-
-// Local keeps writes in their region.
-const Local Coherence = "local"
 
 // RegionSpec is a region as mesh.yaml states it.
 type RegionSpec struct {
@@ -88,6 +93,9 @@ type RegionSpec struct {
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
 	// Consul datacenter in which the region's nodes register (default: the region's name).
 	Datacenter string `yaml:"datacenter,omitempty" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
+	// Addresses (IP:port) at which the region's agents are started with --link, so that other regions can tell them of writes. Left out with
+	// membership.consul.
+	Links []string `yaml:"links,omitempty"`
 	// The region's shards. With membership.auto others join them by registration.
 	Shards []ShardSpec `yaml:"shards,omitempty"`
 }

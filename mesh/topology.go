@@ -13,7 +13,11 @@ type Topology struct {
 	Region    string        `json:"region"`
 	OpTimeout time.Duration `json:"op_timeout_ns"`
 	Health    Health        `json:"health"`
-	Pools     []Pool        `json:"pools"`
+	// Transactions are as in mesh.yaml; "" is refused.
+	Transactions Transactions `json:"transactions,omitempty"`
+	// Links are where agents of the other regions listen, by region; nil if no route concerns other regions.
+	Links map[string][]string `json:"links,omitempty"`
+	Pools []Pool              `json:"pools"`
 }
 
 // Pool is a pool in one region.
@@ -69,7 +73,7 @@ func (m *Mesh) Topology(region string) (Topology, error) {
 	if !ok {
 		return Topology{}, fmt.Errorf("region %q is not in the mesh: it has %s", region, strings.Join(m.RegionNames(), ", "))
 	}
-	t := Topology{Region: region, OpTimeout: m.OpTimeout, Health: m.Health}
+	t := Topology{Region: region, OpTimeout: m.OpTimeout, Health: m.Health, Transactions: m.Transactions, Links: m.otherLinks(region)}
 	for _, p := range m.Pools {
 		pool := Pool{Name: p.Name, Hashing: p.Hashing, Failover: p.Failover, Redis: p.Redis, Routes: p.Routes}
 		for _, s := range spec.Shards {

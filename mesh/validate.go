@@ -44,7 +44,7 @@ func (m *Mesh) validate() Problems {
 	v.health(m.Health)
 	v.membership(m.Membership)
 	for i, p := range m.Pools {
-		v.pool(fmt.Sprintf("pools[%d]", i), p)
+		v.pool(fmt.Sprintf("pools[%d]", i), p, m.Transactions)
 	}
 	for i, r := range m.Regions {
 		v.region(fmt.Sprintf("regions[%d]", i), r, m)
@@ -52,7 +52,7 @@ func (m *Mesh) validate() Problems {
 	return v.problems
 }
 
-func (v *validation) pool(field string, p PoolSpec) {
+func (v *validation) pool(field string, p PoolSpec, t Transactions) {
 	v.once("pool", p.Name, field+".name", "rename or remove one of them")
 	v.hashing(field+".hashing", p.Hashing)
 	v.access(field+".redis", p.Redis)
@@ -62,6 +62,7 @@ func (v *validation) pool(field string, p PoolSpec) {
 		if strings.HasPrefix(r.Prefix, ReservedPrefix) {
 			v.add(f+".prefix", "use another prefix", "keys under %q belong to cachemesh", ReservedPrefix)
 		}
+		v.coherence(f, r, t)
 	}
 }
 
@@ -74,6 +75,7 @@ func (v *validation) hashing(field string, h Hashing) {
 func (v *validation) region(field string, r RegionSpec, m *Mesh) {
 	v.once("region", r.Name, field+".name", "rename or remove one of them")
 	v.once("datacenter", r.Datacenter, field+".datacenter", "a region has a Consul datacenter of its own")
+	v.links(field+".links", r, m)
 	shards := map[string]int{}
 	known := map[string]bool{}
 	for _, p := range m.Pools {
