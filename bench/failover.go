@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,24 +14,26 @@ import (
 
 // failoverPlan is how often primaries are killed and stopped.
 type failoverPlan struct {
-	rounds, sentinelRounds int           // of each fault
+	rounds, sentinelRounds int           // of each fault; pauses have as many as Sentinel
 	every                  time.Duration // a write to the victim's shard, a request to the others
 	before                 time.Duration // load without fault
-	resume                 time.Duration // from the first acknowledgement by another process until one that hangs goes on
+	resume                 time.Duration // from the first acknowledgement by another process until one that hangs goes on: longer than a request may wait
 	calm                   time.Duration // load after that without a failure: longer than any request may take
 	limit                  time.Duration // what an outage that does not end counts as
 	writtenKeys, readKeys  int           // a shard; a round writes no key twice
 }
 
 var (
-	failoverFull = failoverPlan{rounds: 100, sentinelRounds: 20, every: time.Millisecond, before: 2 * time.Second, resume: 500 * time.Millisecond,
+	failoverFull = failoverPlan{rounds: 100, sentinelRounds: 20, every: time.Millisecond, before: 2 * time.Second, resume: 600 * time.Millisecond,
 		calm: 1200 * time.Millisecond, limit: 20 * time.Second, writtenKeys: 10_000, readKeys: 500}
-	failoverQuick = failoverPlan{rounds: 1, sentinelRounds: 1, every: 2 * time.Millisecond, before: 500 * time.Millisecond, resume: 200 * time.Millisecond,
+	failoverQuick = failoverPlan{rounds: 1, sentinelRounds: 1, every: 2 * time.Millisecond, before: 500 * time.Millisecond, resume: 600 * time.Millisecond,
 		calm: 1200 * time.Millisecond, limit: 20 * time.Second, writtenKeys: 10_000, readKeys: 100}
 )
 
-// faults of a primary: SIGKILL and SIGSTOP.
-var faults = []string{"kill", "hang"}
+// faults of a primary: SIGKILL, SIGSTOP, and a SIGSTOP that ends as soon as another process answers in its place.
+var faults = []string{"kill", "hang", pause}
+
+const pause = "pause"
 
 func failoverFlags(cmd *cobra.Command, s *settings) {
 	f := cmd.Flags()
@@ -100,11 +101,12 @@ func benchFailover(ctx context.Context, s settings) (result, error) {
 	for round := range plan.rounds {
 		for _, i := range interleaved(len(faults), round) {
 			for _, c := range contenders {
-				if c != ours && plan.sentinelRounds*(round+1)/plan.rounds == plan.sentinelRounds*round/plan.rounds {
+				few := c != ours || faults[i] == pause
+				if few && plan.sentinelRounds*(round+1)/plan.rounds == plan.sentinelRounds*round/plan.rounds {
 					continue
 				}
 				f := r.Contenders[c.name][faults[i]]
-				if err := retried(ctx, &f.Discarded, func() error { return c.round(ctx, plan, f, faults[i]) }); err != nil {
+				if err := c.round(ctx, plan, f, faults[i]); err != nil {
 					return nil, fmt.Errorf("round %d, %s, %s: %w", round+1, c.name, faults[i], err)
 				}
 				fmt.Fprintf(s.progress, "round %d of %d: %s, %s: %s\n", round+1, plan.rounds, c.name, faults[i], f.last())
@@ -149,15 +151,16 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 	if err != nil {
 		return err
 	}
+	if err := eventually(ctx, "restore the node", func(ctx context.Context) error { return c.restore(ctx, victim, fault) }); err != nil {
+		return err
+	}
 	var epoch time.Time
 	if c.look != nil {
 		if epoch, err = c.look(ctx, f, set, at); err != nil {
 			return err
 		}
 	}
-	if err := eventually(ctx, "restore the node", func(ctx context.Context) error { return c.restore(ctx, victim, fault) }); err != nil {
-		return err
-	}
+	f.add(plan, at, old, epoch, w, b)
 	if err := eventually(ctx, "after the fault", func(ctx context.Context) error { _, _, _, err := c.sets[set].synced(ctx); return err }); err != nil {
 		return err
 	}
@@ -165,12 +168,12 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 	if err != nil {
 		return fmt.Errorf("read the written keys: %w", err)
 	}
-	f.add(plan, at, outageOf(w.attempts, old, epoch), w, b)
 	f.Lost += lost(w.attempts, stored)
 	return nil
 }
 
-// underLoad inflicts a fault on the primary and returns when. It keeps the load up until all is well for a while.
+// underLoad inflicts a fault on the primary, whose process is old, and returns when. It keeps the load up before and after, until no write
+// has failed for a while.
 func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, victim *redisNode, fault, old string) (at time.Time, err error) {
 	loaded, stop := context.WithCancel(ctx)
 	var load sync.WaitGroup
@@ -180,37 +183,30 @@ func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, 
 	if len(b.keys) > 0 {
 		load.Go(func() { b.run(loaded, plan.every) })
 	}
-	if err := sleep(ctx, plan.before); err != nil {
+	// What disturbs the machine meanwhile must not count as what the fault did.
+	if err := w.calm(ctx, plan.before, settleTimeout); err != nil {
 		return at, err
-	}
-	if _, failed := w.seen(old); !failed.IsZero() {
-		return at, errors.New("a write failed before the fault")
 	}
 	at = time.Now()
 	if err := victim.inflict(fault); err != nil {
 		return at, err
 	}
-	for {
-		if other, _ := w.seen(old); other || time.Since(at) > plan.limit {
-			break
-		}
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+	for !w.replaced(old) && time.Since(at) < plan.limit {
+		if err := sleep(ctx, time.Millisecond); err != nil {
 			return at, err
 		}
 	}
-	if err := sleep(ctx, plan.resume); err != nil {
-		return at, err
+	if fault != pause {
+		if err := sleep(ctx, plan.resume); err != nil {
+			return at, err
+		}
 	}
 	if err := victim.resume(fault); err != nil {
 		return at, err
 	}
-	for calm := time.Now(); time.Since(calm) < plan.calm && time.Since(at) < plan.limit; {
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return at, err
-		}
-		if _, failed := w.seen(old); failed.After(calm) {
-			calm = failed
-		}
+	// Without calm the outage has not ended, and the round says so.
+	if err := w.calm(ctx, plan.calm, plan.limit); err != nil && ctx.Err() != nil {
+		return at, err
 	}
 	return at, nil
 }

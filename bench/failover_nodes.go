@@ -33,7 +33,7 @@ func (n *redisNode) stop() {
 	n.running.Stop(15 * time.Second)
 }
 
-// inflict is a fault: kill or hang.
+// inflict is a fault.
 func (n *redisNode) inflict(fault string) error {
 	if fault == "kill" {
 		n.running.Kill()

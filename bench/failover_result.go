@@ -10,21 +10,24 @@ import (
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
-// failoverResult is what `bench failover` prints. Maps by fault have kill and hang.
+// failoverResult is what `bench failover` prints. Maps by fault have kill and hang; what has no fault in its name is of these two.
 type failoverResult struct {
 	header
-	Plan               map[string]any                         `json:"plan"`
-	KeysMoved          int                                    `json:"keys_moved"`
-	KeysChecked        int                                    `json:"keys_checked"`
-	P99                map[string]float64                     `json:"unavailable_ms_p99"`
-	P50                map[string]float64                     `json:"unavailable_ms_p50"`
-	Ratio              map[string]float64                     `json:"ratio_vs_sentinel,omitempty"` // of the medians
-	WrongPrimaryWrites int                                    `json:"wrong_primary_writes"`
-	LostAckedWrites    int                                    `json:"lost_acked_writes"`
-	AckedWrites        int                                    `json:"acked_writes"`
-	OthersRatio        float64                                `json:"others_p99_ratio"`
-	OthersFailures     int                                    `json:"others_failures"`
-	Contenders         map[string]map[string]*failoverFigures `json:"contenders"` // name → fault
+	Plan               map[string]any     `json:"plan"`
+	KeysMoved          int                `json:"keys_moved"`
+	KeysChecked        int                `json:"keys_checked"`
+	P99                map[string]float64 `json:"unavailable_ms_p99"`
+	P50                map[string]float64 `json:"unavailable_ms_p50"`
+	Ratio              map[string]float64 `json:"ratio_vs_sentinel,omitempty"` // of the medians
+	WrongPrimaryWrites int                `json:"wrong_primary_writes"`
+	LostAckedWrites    int                `json:"lost_acked_writes"`
+	AckedWrites        int                `json:"acked_writes"`
+	OthersRatio        float64            `json:"others_p99_ratio"`
+	OthersFailures     int                `json:"others_failures"`
+	// Of rounds in which a primary that hung goes on while its sidecars still wait for its answers.
+	PauseWrongWrites int                                    `json:"pause_wrong_primary_writes"`
+	PauseLostWrites  int                                    `json:"pause_lost_acked_writes"`
+	Contenders       map[string]map[string]*failoverFigures `json:"contenders"` // name → fault
 }
 
 // failoverFigures are those of one contender and one fault.
@@ -38,7 +41,7 @@ type failoverFigures struct {
 	Lost       int       `json:"lost_acked_writes"`
 	Wrong      int       `json:"wrong_primary_writes"`
 	NotEnded   int       `json:"rounds_that_did_not_end"` // they count as the limit
-	Discarded  []string  `json:"discarded_rounds,omitempty"`
+	Untold     int       `json:"rounds_without_event"`
 	// Of the other shards, cachemesh only.
 	OthersRatios  []float64 `json:"others_p99_ratio_rounds,omitempty"`
 	OthersBefore  float64   `json:"others_p99_ms_before,omitempty"`
@@ -74,8 +77,10 @@ func newFailoverResult(head header, plan failoverPlan) *failoverResult {
 	return r
 }
 
-// add takes in a round, whose fault was inflicted at that time.
-func (f *failoverFigures) add(plan failoverPlan, at time.Time, o outage, w *writer, b *bystander) {
+// add takes in a round, whose fault hit process old at that time and ended its epoch then; the zero time is not known.
+func (f *failoverFigures) add(plan failoverPlan, at time.Time, old string, epoch time.Time, w *writer, b *bystander) {
+	before := slices.IndexFunc(w.attempts, func(a attempt) bool { return a.done.After(at.Add(-plan.before)) })
+	o := outageOf(w.attempts[before:], old, epoch)
 	for _, a := range w.attempts {
 		if a.err == nil {
 			f.Acked++
@@ -101,11 +106,11 @@ func (f *failoverFigures) add(plan failoverPlan, at time.Time, o outage, w *writ
 		f.OthersFailed++
 		f.OthersFailure = err.Error()
 	}
-	// The first fifth of the time before is for connecting. During is the outage, and at least a second: a p99 of fewer requests is one of ten.
-	before := b.p99(at.Add(-plan.before*4/5), at)
-	during := b.p99(at, latest(o.to, at.Add(time.Second)))
-	f.befores, f.durings = append(f.befores, before), append(f.durings, during)
-	f.OthersRatios = append(f.OthersRatios, rounded(during/before))
+	// As many requests on both sides, so that both p99 are the same rank.
+	window := plan.before * 4 / 5 // the first fifth is for connecting
+	f.befores = append(f.befores, b.p99(at.Add(-window), at))
+	f.durings = append(f.durings, b.p99(at, at.Add(max(window, o.to.Sub(at)))))
+	f.OthersRatios = append(f.OthersRatios, rounded(f.durings[len(f.durings)-1]/f.befores[len(f.befores)-1]))
 }
 
 // last describes the last round.
@@ -116,13 +121,6 @@ func (f *failoverFigures) last() string {
 		text += fmt.Sprintf("; the others' p99 from %.2f to %.2f ms", f.befores[i], f.durings[i])
 	}
 	return text
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // tell takes in what the control plane says of a failover.
@@ -139,8 +137,7 @@ func (f *failoverFigures) tell(e failoverEvent, at time.Time) {
 func (r *failoverResult) summarize() {
 	for _, byFault := range r.Contenders {
 		for _, f := range byFault {
-			f.P50, f.P99 = rounded(median(f.Rounds)), rounded(quantile(f.Rounds, 0.99))
-			f.Failed = median(f.failures)
+			f.P50, f.P99, f.Failed = medianOrZero(f.Rounds), quantileOrZero(f.Rounds, 0.99), medianOrZero(f.failures)
 			f.FirstReply = medianOrZero(f.firsts)
 			f.OthersBefore, f.OthersDuring, f.EpochEnded = medianOrZero(f.befores), medianOrZero(f.durings), medianOrZero(f.ends)
 			f.Steps = map[string]float64{}
@@ -152,6 +149,10 @@ func (r *failoverResult) summarize() {
 	r.P99, r.P50, r.Ratio = map[string]float64{}, map[string]float64{}, map[string]float64{}
 	var ratios []float64
 	for fault, f := range r.Contenders["cachemesh"] {
+		if fault == pause {
+			r.PauseWrongWrites, r.PauseLostWrites = f.Wrong, f.Lost
+			continue
+		}
 		r.P99[fault], r.P50[fault] = f.P99, f.P50
 		if peer := r.Contenders["sentinel"]; peer != nil {
 			r.Ratio[fault] = rounded(f.P50 / peer[fault].P50)
@@ -173,13 +174,20 @@ func medianOrZero(values []float64) float64 {
 	return rounded(median(values))
 }
 
+func quantileOrZero(values []float64, q float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	return rounded(quantile(values, q))
+}
+
 func (r *failoverResult) markdown(w io.Writer) {
 	r.header.markdown(w, "a primary dies")
 	ours := r.Contenders["cachemesh"]
 	fmt.Fprintf(w, "%v shards with a replica each, %v sidecars, defaults; a write a millisecond to the victim's keys, retries off. Unavailable is from the last acknowledgement\n"+
 		"before to the first that no failure followed. %d of %d keys moved; %d writes were acknowledged by a primary of the past, %d of %d were lost.\n"+
-		"The other shards' p99 is %.2f of before (%.2f ms and %.2f ms), with %d failures. Redis Sentinel (%v, quorum %v) has the same time until a primary is down,\n"+
-		"client and timeouts.\n\n",
+		"The other shards' p99 is %.2f of before (%.2f ms and %.2f ms), with %d failures. Redis Sentinel (%v processes, quorum %v) has the same time until a primary is down,\n"+
+		"client and timeouts. In a pause the old primary goes on as soon as another has answered, and still finds requests that its sidecars wait for.\n\n",
 		r.Plan["shards"], r.Plan["sidecars"], r.KeysMoved, r.KeysChecked, r.WrongPrimaryWrites, r.LostAckedWrites, r.AckedWrites,
 		r.OthersRatio, ours["kill"].OthersDuring, ours["kill"].OthersBefore, r.OthersFailures, r.Plan["sentinels"], r.Plan["sentinel_quorum"])
 	fmt.Fprintln(w, "| fault | | rounds | unavailable ms p50 | p99 | ratio to Sentinel | failed writes | lost acknowledged writes | wrong primary |")

@@ -136,7 +136,7 @@ func (s *sentinels) restore(ctx context.Context, n *redisNode, fault string) err
 			other = candidate
 		}
 	}
-	if fault == "hang" {
+	if fault != "kill" {
 		return n.direct.SlaveOf(ctx, "127.0.0.1", strconv.Itoa(other.redis.Port)).Err()
 	}
 	n.redis.ReplicaOf = other.redis.Port

@@ -100,7 +100,7 @@ func TestFailoverQuick(t *testing.T) {
 	printed := quick(t, "failover")
 	for _, field := range []string{"unavailable_ms_p99", "unavailable_ms_p50", "ratio_vs_sentinel"} {
 		values, _ := printed[field].(map[string]any)
-		for _, fault := range faults {
+		for _, fault := range []string{"kill", "hang"} {
 			positive(t, field+" "+fault, values[fault])
 		}
 	}
@@ -132,7 +132,7 @@ func TestFailoverMarkdown(t *testing.T) {
 	r.summarize()
 	var b bytes.Buffer
 	r.markdown(&b)
-	for _, want := range []string{"| kill | cachemesh | 2 | 450 | 500 | 0.25 | 7 | 0 | 0 |", "| hang | sentinel | 2 | 2800 | 4000 |  | 7 | 0 | 0 |", "p99 is 1.10 of before"} {
+	for _, want := range []string{"| kill | cachemesh | 2 | 450 | 500 | 0.25 | 7 | 0 | 0 |", "| hang | sentinel | 2 | 2800 | 4000 |  | 7 | 0 | 0 |", "| pause | cachemesh |", "p99 is 1.10 of before"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, b.String())
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -73,16 +74,35 @@ func onSchedule(ctx context.Context, every time.Duration, do func(i int, due tim
 	}
 }
 
-// seen says whether another process than old has acknowledged the newest write, and when the last failure was.
-func (w *writer) seen(old string) (other bool, failed time.Time) {
+// replaced says whether the newest acknowledgement is by another process than old.
+func (w *writer) replaced(old string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range slices.Backward(w.attempts) {
 		if a.err == nil {
-			return a.node != old, w.failed
+			return a.node != old
 		}
 	}
-	return false, w.failed
+	return false
+}
+
+// calm waits until no write has failed for d, at most for limit.
+func (w *writer) calm(ctx context.Context, d, limit time.Duration) error {
+	began := time.Now()
+	for since := began; time.Since(since) < d; {
+		if time.Since(began) > limit {
+			return fmt.Errorf("writes fail for %s", limit)
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+		w.mu.Lock()
+		if w.failed.After(since) {
+			since = w.failed
+		}
+		w.mu.Unlock()
+	}
+	return nil
 }
 
 // outage is what clients saw of a fault of one primary.

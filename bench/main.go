@@ -67,7 +67,7 @@ var benches = []bench{
 	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }, nil},
 	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil},
 	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil},
-	{"failover", "primaries killed and stopped under load, against Redis Sentinel (45 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags},
+	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags},
 }
 
 func main() {
