@@ -99,7 +99,7 @@ func (s *consulStore) ask(ctx context.Context, ask shards.Ask) error {
 		s.lease.Opened(session, sent)
 		s.mu.Unlock()
 	case shards.Renew:
-		return s.proved(session, sent, keys.Renew(ctx, session))
+		return s.alive(keys.Renew(ctx, session))
 	case shards.Acquire:
 		s.beat++
 		value, err := json.Marshal(lockValue{URL: s.config.advertise, Beat: s.beat})
@@ -111,7 +111,7 @@ func (s *consulStore) ask(ctx context.Context, ask shards.Ask) error {
 			s.mu.Lock()
 			s.doubt = s.lease.Held()
 			s.mu.Unlock()
-			return s.proved(session, sent, err)
+			return s.alive(err)
 		}
 		s.mu.Lock()
 		s.lease.Acquired(sent)
@@ -122,18 +122,15 @@ func (s *consulStore) ask(ctx context.Context, ask shards.Ask) error {
 	return nil
 }
 
-// proved tells the lease what a request says of its session.
-func (s *consulStore) proved(session string, sent time.Time, err error) error {
+// alive tells the lease if an error means that its session has ended.
+func (s *consulStore) alive(err error) error {
+	if !errors.Is(err, consul.ErrNoSession) {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if errors.Is(err, consul.ErrNoSession) {
-		s.lease.Ended()
-		return nil
-	}
-	if err == nil {
-		s.lease.Proved(session, sent)
-	}
-	return err
+	s.lease.Ended()
+	return nil
 }
 
 // look reads who holds the lock.

@@ -177,9 +177,9 @@ func (s *consulStore) adopt(r record, index uint64) {
 // settle compares what is known with what Consul has, with writing held. The newer counts; if Consul's is older, or lost, it is
 // replaced.
 func (s *consulStore) settle(ctx context.Context) error {
-	keys, ctx, cancel := s.keys(ctx)
-	defer cancel()
-	p, err := keys.Read(ctx, s.stateKey)
+	keys, limited, cancel := s.keys(ctx)
+	p, err := keys.Read(limited, s.stateKey)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func (s *consulStore) settle(ctx context.Context) error {
 		if known, err = newRecord(known.State, known.Revision+1, session); err != nil {
 			return err
 		}
-		if p.Index, err = s.put(ctx, keys, known, p.Index, session); err != nil {
+		if p.Index, err = s.put(ctx, known, p.Index, session); err != nil {
 			return err
 		}
 	}
@@ -211,11 +211,13 @@ func (s *consulStore) settle(ctx context.Context) error {
 }
 
 // put writes a record if the lock is held, and Consul has what it had at index.
-func (s *consulStore) put(ctx context.Context, keys consul.Keys, r record, index uint64, session string) (uint64, error) {
+func (s *consulStore) put(ctx context.Context, r record, index uint64, session string) (uint64, error) {
 	value, err := r.pack()
 	if err != nil {
 		return 0, err
 	}
+	keys, ctx, cancel := s.keys(ctx)
+	defer cancel()
 	sent := time.Now()
 	index, err = keys.Write(ctx, s.stateKey, value, index, session, s.lockKey)
 	s.mu.Lock()
@@ -249,9 +251,7 @@ func (s *consulStore) write(ctx context.Context, state []byte, revision uint64) 
 	if err != nil {
 		return 0, err
 	}
-	keys, ctx, cancel := s.keys(ctx)
-	defer cancel()
-	index, err = s.put(ctx, keys, next, index, session)
+	index, err = s.put(ctx, next, index, session)
 	switch {
 	case errors.Is(err, consul.ErrNotHeld):
 		return 0, fmt.Errorf("%w: %w", errNotLeading, err)

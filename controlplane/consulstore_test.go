@@ -236,7 +236,9 @@ func TestALeaderWithoutAConsulThatHasALeaderStopsAndGoesOnLater(t *testing.T) {
 	s := openStore(t, servers[0], "here")
 	changes, _ := runStore(t, s)
 	until(t, changes, "it leads", s, leads(s))
+	writing := time.Now()
 	mustWrite(t, s, `{"a":1}`, 0)
+	t.Logf("a write to three servers takes %s", time.Since(writing))
 	running[1].Kill()
 	running[2].Kill()
 	began := time.Now()
@@ -307,6 +309,7 @@ func TestAConsulThatLostTheStateGetsItBack(t *testing.T) {
 	}
 	_, revision := leader.read()
 	mustWrite(t, leader, `{"a":3}`, revision)
+	until(t, changes, "the first has it", first, hasState(first, `{"a":3}`, revision+1))
 
 	// Nobody runs while it is lost, nor Consul when the next starts.
 	stop()

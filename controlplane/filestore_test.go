@@ -111,6 +111,7 @@ func TestAReplacedFolderHasOneLeaderToo(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := newFileStore(dir, "http://second")
+	runStore(t, second)
 	if !leads(second)() {
 		t.Fatalf("a new folder is not led: %v", second.problem())
 	}
