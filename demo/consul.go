@@ -50,10 +50,8 @@ func (d *Demo) startConsul(ctx context.Context) (map[string]*ConsulEndpoints, er
 	group, ctx := errgroup.WithContext(ctx)
 	for _, r := range d.layout.regions {
 		// What another run registered is not here any more.
-		for _, old := range []string{r.consul.Data(), filepath.Join(d.layout.options.Dir, r.name, "members.json")} {
-			if err := os.RemoveAll(old); err != nil {
-				return nil, err
-			}
+		if err := os.RemoveAll(r.consul.Data()); err != nil {
+			return nil, err
 		}
 		command, err := r.consul.Command()
 		if err != nil {

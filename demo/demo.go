@@ -2,7 +2,8 @@
 // Envoys, and the example application under load in two regions.
 //
 // It starts and stops processes of its own and touches no other, and it restarts none that dies: what the mesh
-// does then is what it is there to show.
+// does then is what it is there to show. Only a Redis that was asked to end (SHUTDOWN, SIGTERM) is started again, as a rolling restart
+// expects of whoever runs it.
 package demo
 
 import (
@@ -34,8 +35,12 @@ type Demo struct {
 	client    *http.Client // for the programs' pages
 	mu        sync.Mutex
 	processes []*process.Process // in the order in which they started
+	pids      map[string]int     // of the nodes, by address
 	endpoints Endpoints
 	ready     time.Time
+	running   context.Context // until Stop
+	end       context.CancelFunc
+	tended    sync.WaitGroup // who starts nodes again
 }
 
 // Start brings everything up. On an error, and when ctx ends, what was started is stopped again.
@@ -45,10 +50,11 @@ func Start(ctx context.Context, o Options) (*Demo, error) {
 		return nil, err
 	}
 	o.Dir = dir
-	d := &Demo{layout: newLayout(o)}
+	d := &Demo{layout: newLayout(o), pids: map[string]int{}}
 	if err := d.prepare(); err != nil {
 		return nil, err
 	}
+	d.running, d.end = context.WithCancel(context.Background())
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready after %s", startTimeout))
 	defer cancel()
 	if err := d.start(ctx); err != nil {
@@ -84,7 +90,14 @@ func (d *Demo) prepare() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range append(old, endpointsFile(dir)) {
+	old = append(old, endpointsFile(dir))
+	for _, r := range d.layout.regions {
+		// What control planes knew of another run's processes is not so any more.
+		for _, name := range []string{"members.json", "state.json", "events.jsonl"} {
+			old = append(old, filepath.Join(dir, r.name, name))
+		}
+	}
+	for _, name := range old {
 		os.Remove(name)
 	}
 	if d.layout.options.TLS {
@@ -137,11 +150,8 @@ func (d *Demo) start(ctx context.Context) error {
 		return err
 	}
 	note("starting %d Redis nodes", len(l.regions)*len(pools)*shardsPerPool*nodesPerShard)
-	pids := map[int]int{}
-	for _, replicas := range []bool{false, true} {
-		if err := d.startNodes(ctx, replicas, pids); err != nil {
-			return err
-		}
+	if err := d.startNodes(ctx); err != nil {
+		return err
 	}
 	if err := d.register(ctx); err != nil {
 		return err
@@ -172,11 +182,17 @@ func (d *Demo) start(ctx context.Context) error {
 				return err
 			})
 		}
-		endpoints[i].Shards = l.shardEndpoints(r, pids)
 	}
 	group.Go(func() error { return d.seed(gctx) })
 	if err := group.Wait(); err != nil {
 		return err
+	}
+	roles, err := d.settle(ctx)
+	if err != nil {
+		return err
+	}
+	for i, r := range l.regions {
+		endpoints[i].Shards = d.shardEndpoints(r, roles)
 	}
 	note("starting the application")
 	group, gctx = errgroup.WithContext(ctx)
@@ -201,45 +217,6 @@ func (d *Demo) start(ctx context.Context) error {
 	d.readEnvoyPIDs()
 	d.ready = time.Now()
 	return d.endpoints.write(l.options.Dir)
-}
-
-func (d *Demo) startNodes(ctx context.Context, replicas bool, pids map[int]int) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(8)
-	for _, r := range d.layout.regions {
-		for _, n := range r.nodes {
-			if (n.replicaOf != 0) != replicas {
-				continue
-			}
-			group.Go(func() error {
-				p, err := d.layout.redis(n).Start(ctx)
-				if err != nil {
-					return err
-				}
-				d.keep(p)
-				d.mu.Lock()
-				defer d.mu.Unlock()
-				pids[n.port] = p.PID()
-				return nil
-			})
-		}
-	}
-	return group.Wait()
-}
-
-func (l layout) shardEndpoints(r regionLayout, pids map[int]int) []ShardEndpoints {
-	var shards []ShardEndpoints
-	for _, n := range r.nodes {
-		role := "primary"
-		if n.replicaOf != 0 {
-			role = "replica"
-		} else {
-			shards = append(shards, ShardEndpoints{Pool: n.pool, Name: n.shard})
-		}
-		last := &shards[len(shards)-1]
-		last.Nodes = append(last.Nodes, NodeEndpoints{Address: n.address(), Role: role, PID: pids[n.port]})
-	}
-	return shards
 }
 
 // run starts a program that is ready when a page of it answers 200.
@@ -280,6 +257,8 @@ func (d *Demo) keep(p *process.Process) {
 // Stop ends everything that Start started, the last first, and returns the names of those that had died before.
 func (d *Demo) Stop() (died []string) {
 	os.Remove(endpointsFile(d.layout.options.Dir))
+	d.end()
+	d.tended.Wait()
 	d.mu.Lock()
 	processes := slices.Clone(d.processes)
 	d.processes = nil

@@ -62,7 +62,7 @@ type ShardEndpoints struct {
 	Nodes []NodeEndpoints `json:"nodes"`
 }
 
-// NodeEndpoints is a Redis process. Role is what it says of itself.
+// NodeEndpoints is a Redis process. Role is what it says of itself, primary or replica, and down if it says nothing.
 type NodeEndpoints struct {
 	Address string `json:"address"`
 	Role    string `json:"role"`

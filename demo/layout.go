@@ -68,7 +68,6 @@ type sidecarLayout struct {
 type nodeLayout struct {
 	pool, shard string
 	port        int
-	replicaOf   int // 0 is a primary
 }
 
 func newLayout(o Options) layout {
@@ -91,12 +90,8 @@ func newLayout(o Options) layout {
 		for _, p := range pools {
 			for j := range shardsPerPool {
 				shard := mesh.ShardSpec{Pool: p.Name, Name: fmt.Sprintf("%s-%d", p.Name, j)}
-				primary := node
-				for k := range nodesPerShard {
+				for range nodesPerShard {
 					n := nodeLayout{pool: p.Name, shard: shard.Name, port: node}
-					if k > 0 {
-						n.replicaOf = primary
-					}
 					r.nodes = append(r.nodes, n)
 					shard.Nodes = append(shard.Nodes, n.address())
 					node++

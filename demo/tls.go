@@ -62,7 +62,7 @@ func (o Options) sidecarTLS(region, name string) []string {
 
 // redis is one of the demo's nodes.
 func (l layout) redis(n nodeLayout) process.Redis {
-	r := process.Redis{Port: n.port, Dir: filepath.Join(l.options.Dir, "logs"), ReplicaOf: n.replicaOf, MaxMemory: "64mb"}
+	r := process.Redis{Port: n.port, Dir: filepath.Join(l.options.Dir, "logs"), Managed: true, MaxMemory: "64mb"}
 	if o := l.options; o.TLS {
 		r.User, r.PasswordFile = redisUser, o.passwordFile()
 		r.TLS = &process.RedisTLS{CA: o.certificates("ca.pem"), Cert: o.certificates("redis.pem"), Key: o.certificates("redis-key.pem")}

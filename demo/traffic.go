@@ -77,14 +77,19 @@ type regionMeter struct {
 	history []counts
 	first   counts
 	roles   map[string]string // what each node says of itself, by address
+	redis   hits              // of primaries, while they were
+	seen    map[string]hits   // what each node has counted, by address
 }
+
+// hits is how often Redis had what it was asked for, and how often not.
+type hits struct{ hits, misses int64 }
 
 // Run drives the load until it has run for as long as was asked, or ctx ends, and returns the summary. live is called once a
 // second with the figures of that second.
 func (d *Demo) Run(ctx context.Context, live func(elapsed time.Duration, traffic []Traffic)) (Summary, error) {
 	meters := make([]*regionMeter, len(d.layout.regions))
 	for i, r := range d.layout.regions {
-		m := &regionMeter{layout: r, nodes: map[string]*redis.Client{}, roles: map[string]string{}}
+		m := &regionMeter{layout: r, nodes: map[string]*redis.Client{}, roles: map[string]string{}, seen: map[string]hits{}}
 		for _, n := range r.nodes {
 			options, err := d.layout.redis(n).Options()
 			if err != nil {
@@ -181,9 +186,12 @@ func (d *Demo) follow(ctx context.Context, meters []*regionMeter, live func(time
 	}
 }
 
-// refreshEndpoints rewrites endpoints.json when a node's role or an Envoy's pid has changed.
+// refreshEndpoints rewrites endpoints.json when a node's role or pid, or an Envoy's pid, has changed.
 func (d *Demo) refreshEndpoints(meters []*regionMeter) {
 	changed := d.readEnvoyPIDs()
+	d.mu.Lock()
+	pids := maps.Clone(d.pids)
+	d.mu.Unlock()
 	for i := range d.endpoints.Regions {
 		roles := meters[i].currentRoles()
 		for j := range d.endpoints.Regions[i].Shards {
@@ -191,6 +199,9 @@ func (d *Demo) refreshEndpoints(meters []*regionMeter) {
 				n := &d.endpoints.Regions[i].Shards[j].Nodes[k]
 				if role := roles[n.Address]; role != "" && role != n.Role {
 					n.Role, changed = role, true
+				}
+				if pid := pids[n.Address]; pid != n.PID {
+					n.PID, changed = pid, true
 				}
 			}
 		}
@@ -215,21 +226,31 @@ func (m *regionMeter) sample(ctx context.Context) {
 		c.cacheErrors += stats.CacheErrors
 		c.dbReads += stats.Reads
 	}
-	roles := map[string]string{}
+	roles, seen := map[string]string{}, map[string]hits{}
 	for address, client := range m.nodes {
 		info, err := client.InfoMap(ctx, "stats", "replication").Result()
 		if err != nil {
-			continue // its role and counters are as they were
+			roles[address] = "down"
+			continue
 		}
+		seen[address] = hits{number(info["Stats"]["keyspace_hits"]), number(info["Stats"]["keyspace_misses"])}
 		roles[address] = "replica"
 		if info["Replication"]["role"] == "master" {
 			roles[address] = "primary"
-			c.redisHits += number(info["Stats"]["keyspace_hits"])
-			c.redisMisses += number(info["Stats"]["keyspace_misses"])
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for address, now := range seen {
+		before, known := m.seen[address]
+		// A node that has started anew counts from 0.
+		if known && roles[address] == "primary" && now.hits >= before.hits && now.misses >= before.misses {
+			m.redis.hits += now.hits - before.hits
+			m.redis.misses += now.misses - before.misses
+		}
+		m.seen[address] = now
+	}
+	c.redisHits, c.redisMisses = m.redis.hits, m.redis.misses
 	maps.Copy(m.roles, roles)
 	if len(m.history) == 0 {
 		m.first = c

@@ -136,9 +136,9 @@ func hiddenEpoch(ctx context.Context, tx *redis.Tx) (uint64, error) {
 
 // replicate sends REPLICAOF, unless the watched epoch has changed.
 func replicate(ctx context.Context, tx *redis.Tx, host, port string) error {
-	err := unlessChanged(ctx, tx, func(r redis.Cmdable) *redis.StatusCmd { return r.SlaveOf(ctx, host, port) })
+	err := unlessChanged(ctx, tx, func(r redis.Cmdable) *redis.StatusCmd { return r.ReplicaOf(ctx, host, port) })
 	if redis.IsOOMError(err) {
-		return tx.SlaveOf(ctx, host, port).Err() // a full node refuses all transactions
+		return tx.ReplicaOf(ctx, host, port).Err() // a full node refuses all transactions
 	}
 	return err
 }

@@ -51,15 +51,17 @@ type endpoints struct {
 			Metrics     string `json:"metrics"`
 		} `json:"sidecars"`
 		Shards []struct {
-			Pool  string `json:"pool"`
-			Name  string `json:"name"`
-			Nodes []struct {
-				Address string `json:"address"`
-				Role    string `json:"role"`
-				PID     int    `json:"pid"`
-			} `json:"nodes"`
+			Pool  string      `json:"pool"`
+			Name  string      `json:"name"`
+			Nodes []redisNode `json:"nodes"`
 		} `json:"shards"`
 	} `json:"regions"`
+}
+
+type redisNode struct {
+	Address string `json:"address"`
+	Role    string `json:"role"`
+	PID     int    `json:"pid"`
 }
 
 func (e endpoints) pids() []int {
@@ -280,20 +282,12 @@ func TestDemoIsInterrupted(t *testing.T) {
 		t.Errorf("after a second demo: %v", err)
 	}
 
-	// A role that changes is rewritten.
-	node := d.endpoints.Regions[1].Shards[2].Nodes[1]
-	if err := newClient(t, &redis.Options{Addr: node.Address}).ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 15*time.Second, func() error {
-		if err := d.read(); err != nil {
-			return err
-		}
-		if role := d.endpoints.Regions[1].Shards[2].Nodes[1].Role; role != "primary" {
-			return fmt.Errorf("the promoted node is listed as %s", role)
-		}
-		return nil
-	})
+	// Roles that change are rewritten, and so is the pid of a node that was asked to end.
+	shard := d.endpoints.Regions[1].Shards[2]
+	cachemesh(t, "shard", "switch", shard.Name, "--region", d.endpoints.Regions[1].Name, "--dir", d.dir).want(t, 0)
+	d.becomes(t, 1, 2, func(nodes []redisNode) bool { return nodes[0].Role == "replica" && nodes[1].Role == "primary" })
+	newClient(t, &redis.Options{Addr: shard.Nodes[0].Address}).ShutdownNoSave(t.Context())
+	d.becomes(t, 1, 2, func(nodes []redisNode) bool { return nodes[0].Role == "replica" && nodes[0].PID != shard.Nodes[0].PID })
 
 	code, s := d.stop(t, os.Interrupt)
 	if code != 0 || len(s.Failed) != 0 || len(s.Regions) != 2 || s.Regions[0].Requests == 0 || s.Regions[1].Requests == 0 {
@@ -320,6 +314,12 @@ func TestDemoLosesProcesses(t *testing.T) {
 		d.started[pid], err = process.StartTime(pid)
 		return err
 	})
+	// A Redis that is killed stays away, and another takes over.
+	killed := d.endpoints.Regions[1].Shards[0].Nodes[0]
+	if err := syscall.Kill(killed.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.becomes(t, 1, 0, func(nodes []redisNode) bool { return nodes[0].Role == "down" && nodes[1].Role == "primary" })
 	// An agent that is killed leaves its Envoy, and the demo stops that, too.
 	if err := syscall.Kill(sidecars[1].PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -331,10 +331,30 @@ func TestDemoLosesProcesses(t *testing.T) {
 		return nil
 	})
 	code, s := d.stop(t, syscall.SIGTERM)
-	if code != 1 || len(s.Failed) != 1 || !strings.Contains(s.Failed[0], sidecars[1].Name) {
-		t.Errorf("exit status %d, failed %q: want 1, and %s", code, s.Failed, sidecars[1].Name)
+	_, port, _ := net.SplitHostPort(killed.Address)
+	if code != 1 || len(s.Failed) != 2 || !strings.Contains(s.Failed[0], sidecars[1].Name) || !strings.Contains(s.Failed[1], "redis-"+port) {
+		t.Errorf("exit status %d, failed %q: want 1, %s and redis-%s", code, s.Failed, sidecars[1].Name, port)
 	}
 	d.checkGone(t)
+}
+
+// becomes waits until a shard's nodes in endpoints.json are as wanted, and takes note of their processes.
+func (d *demoRun) becomes(t *testing.T, region, shard int, is func([]redisNode) bool) {
+	t.Helper()
+	eventually(t, 15*time.Second, func() error {
+		if err := d.read(); err != nil {
+			return err
+		}
+		if nodes := d.endpoints.Regions[region].Shards[shard].Nodes; !is(nodes) {
+			return fmt.Errorf("the nodes are listed as %+v", nodes)
+		}
+		return nil
+	})
+	for _, n := range d.endpoints.Regions[region].Shards[shard].Nodes {
+		if started, err := process.StartTime(n.PID); err == nil {
+			d.started[n.PID] = started
+		}
+	}
 }
 
 func (d *demoRun) checkEndpoints(t *testing.T) {
