@@ -16,6 +16,8 @@ const (
 	MaxAddress = 128    // bytes
 	MaxError   = 100    // bytes
 	MaxAccess  = 16 << 10
+	// MaxTopology is for some ten thousand shards. Instructions need not stay below gRPC's 4 MiB.
+	MaxTopology = 16 << 20
 )
 
 // Check says which field of a report is out of bounds.
@@ -56,6 +58,9 @@ func (m *Instructions) Check() error {
 	}
 	if m.GetIntervalMs() < 10 || m.GetDownAfterMs() < m.GetIntervalMs() || m.GetDownAfterMs() > 60_000 {
 		return fmt.Errorf("interval_ms %d, down_after_ms %d: the first is at least 10, the second at least as much and at most 60000", m.GetIntervalMs(), m.GetDownAfterMs())
+	}
+	if n := len(m.GetTopology()); n > MaxTopology {
+		return fmt.Errorf("topology has %d bytes and may have %d", n, MaxTopology)
 	}
 	for i, t := range m.GetTargets() {
 		field := fmt.Sprintf("targets[%d].", i)

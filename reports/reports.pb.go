@@ -295,6 +295,7 @@ type Instructions struct {
 	Targets       []*Target              `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`                               // all: those before are void
 	IntervalMs    uint32                 `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`      // between questions
 	DownAfterMs   uint32                 `protobuf:"varint,3,opt,name=down_after_ms,json=downAfterMs,proto3" json:"down_after_ms,omitempty"` // without a good answer
+	Topology      []byte                 `protobuf:"bytes,4,opt,name=topology,proto3" json:"topology,omitempty"`                             // the region's, as JSON of mesh.Topology; empty is as before on this stream, or none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,6 +349,13 @@ func (x *Instructions) GetDownAfterMs() uint32 {
 		return x.DownAfterMs
 	}
 	return 0
+}
+
+func (x *Instructions) GetTopology() []byte {
+	if x != nil {
+		return x.Topology
+	}
+	return nil
 }
 
 // Target is a shard's primary, as the control plane believes.
@@ -450,12 +458,13 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\x05error\x18\x06 \x01(\tR\x05error\":\n" +
 	"\bEndpoint\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x88\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xa4\x01\n" +
 	"\fInstructions\x123\n" +
 	"\atargets\x18\x01 \x03(\v2\x19.cachemesh.reports.TargetR\atargets\x12\x1f\n" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\x12\"\n" +
-	"\rdown_after_ms\x18\x03 \x01(\rR\vdownAfterMs\"}\n" +
+	"\rdown_after_ms\x18\x03 \x01(\rR\vdownAfterMs\x12\x1a\n" +
+	"\btopology\x18\x04 \x01(\fR\btopology\"}\n" +
 	"\x06Target\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +

@@ -40,6 +40,7 @@ func TestInstructionsAreChecked(t *testing.T) {
 		"targets[0].address is not IP":      func(m *Instructions) { m.Targets[0].Address = "redis:7001" },
 		"targets[0].run_id has 254 bytes":   func(m *Instructions) { m.Targets[0].RunId = strings.Repeat("x", MaxName+1) },
 		"targets[0].access has 16385":       func(m *Instructions) { m.Targets[0].Access = strings.Repeat("x", MaxAccess+1) },
+		"topology has 16777217 bytes":       func(m *Instructions) { m.Topology = make([]byte, MaxTopology+1) },
 		"targets has 10001 entries and may": func(m *Instructions) { m.Targets = make([]*Target, Max+1) },
 	} {
 		m := good()
