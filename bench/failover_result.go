@@ -42,6 +42,7 @@ type failoverFigures struct {
 	Wrong      int       `json:"wrong_primary_writes"`
 	NotEnded   int       `json:"rounds_that_did_not_end"` // they count as the limit
 	Untold     int       `json:"rounds_without_event"`
+	Unasked    int       `json:"failovers_without_fault"` // their rounds were begun again
 	// Of the other shards, cachemesh only.
 	OthersRatios  []float64 `json:"others_p99_ratio_rounds,omitempty"`
 	OthersBefore  float64   `json:"others_p99_ms_before,omitempty"`
