@@ -92,9 +92,12 @@ func (d *Demo) prepare() error {
 	}
 	old = append(old, endpointsFile(dir))
 	for _, r := range d.layout.regions {
-		// What control planes knew of another run's processes is not so any more.
-		for _, name := range []string{"members.json", "state.json", "events.jsonl"} {
+		// What control planes and sidecars knew of another run's processes is not so any more.
+		for _, name := range []string{"mesh.yaml", "members.json", "state.json", "events.jsonl"} {
 			old = append(old, filepath.Join(dir, r.name, name))
+		}
+		for _, s := range r.sidecars {
+			old = append(old, filepath.Join(s.dir, "resources.pb"))
 		}
 	}
 	for _, name := range old {
