@@ -13,6 +13,9 @@ const (
 	byScript  = "EVAL with a script that calls it, over " + oneTag + "."
 	// What has no key goes the way of the empty key.
 	askedOfOne = "One shard is asked, of the pool that takes every other key (prefix \"\"): without such a route, or while that shard does not answer, it is an error."
+	// A listener refuses a command whatever its key: Envoy's faults know no routes.
+	passesBy   = "Refused where mesh.yaml has a route with coherence: invalidate, or transactions: lanes: other regions would not learn of it."
+	scriptElse = "Where it is refused: EVAL with a script that calls it."
 	toTheNode  = "Run it on the node itself; `cachemesh status` names the nodes of every shard."
 )
 
@@ -36,7 +39,8 @@ var groups = []group{
 		Command{Verdict: VerdictWorks, Kind: KindWrite}},
 	{"getset getex xadd xdel xtrim",
 		Command{Verdict: VerdictWorks, Kind: KindRead, EnvoyReads: true,
-			Why: "Changes the key, yet Envoy sends it the read way."}},
+			Why:     "Changes the key, yet Envoy sends it the read way. " + passesBy,
+			Instead: "Where it is refused: for GETSET, SET with its option GET; for GETEX, GET and PEXPIRE; else EVAL with a script that calls it."}},
 	{"object",
 		Command{Verdict: VerdictWorks, Kind: KindRead,
 			Why: "Goes to the shard of the key that follows the subcommand; OBJECT HELP, which has none, is an error."}},
@@ -84,7 +88,7 @@ var groups = []group{
 	{"xack xclaim xautoclaim",
 		Command{Verdict: VerdictCareful, Kind: KindRead, EnvoyReads: true,
 			Why: "Works, but Envoy knows neither XGROUP nor XREADGROUP, so a consumer group lives outside the mesh. " +
-				"Changes the group, yet Envoy sends it the read way.",
+				"Changes the group, yet Envoy sends it the read way. " + passesBy,
 			Instead: "XADD and XRANGE; for groups, a client on the key's primary (`cachemesh where KEY`)."}},
 	{"bf.card bf.exists bf.info bf.mexists bf.scandump",
 		Command{Verdict: VerdictCareful, Kind: KindRead,
@@ -92,7 +96,8 @@ var groups = []group{
 	{"bf.add bf.insert bf.loadchunk bf.madd bf.reserve",
 		Command{Verdict: VerdictCareful, Kind: KindRead, EnvoyReads: true,
 			Why: "Only if the shards' Redis has Bloom filters (a module, or Redis 8); it answers \"unknown command\" otherwise. " +
-				"Changes the key, yet Envoy sends it the read way."}},
+				"Changes the key, yet Envoy sends it the read way. " + passesBy,
+			Instead: scriptElse}},
 	{"hexpiretime hpexpiretime hpttl httl",
 		Command{Verdict: VerdictCareful, Kind: KindRead,
 			Why: "Only if the shards run Redis 7.4 or newer; an older one answers \"unknown command\"."}},
@@ -204,10 +209,11 @@ var groups = []group{
 
 	// Refused: transactions.
 	{"multi exec discard",
-		Command{Verdict: VerdictRefused, Kind: KindTransaction,
+		Command{Verdict: VerdictRefused, Kind: KindTransaction, WithTransactions: true,
 			Why: "The whole transaction goes to its first key's shard: other keys are read and written where they are not looked for, and EXEC answers OK. " +
-				"Envoy 1.40 crashes when a transaction's first key is on a route whose cluster has no host.",
-			Instead: "EVAL with a script over one key or " + oneTag + "."}},
+				"Envoy 1.40 crashes when a transaction's first key is on a route whose cluster has no host. " +
+				"Let through where mesh.yaml says transactions: lanes: a transaction over several shards is then answered with CROSSSLOT.",
+			Instead: "transactions: lanes in mesh.yaml; or EVAL with a script over one key or " + oneTag + "."}},
 	{"watch unwatch",
 		Command{Verdict: VerdictRefused, Kind: KindTransaction,
 			Why:     "Watches on a connection that clients share and EXEC does not use, so a transaction succeeds in spite of a conflict.",

@@ -2,7 +2,7 @@
 // proxy does with each, which of them the listeners refuse and why, and what to run instead.
 //
 // It only knows: it runs nothing and imports nothing of ours. The listeners take the names that they refuse from
-// Refused, `cachemesh explain` prints what Explain and ExplainError say, and docs/commands.md is generated from All.
+// Listener.Refused, `cachemesh explain` prints what Explain and ExplainError say, and docs/commands.md is generated from All.
 // Its tests hold every entry against the real Envoy, two real shards and one lone Redis.
 package commands
 
@@ -43,12 +43,14 @@ type Command struct {
 	Verdict Verdict
 	Kind    Kind
 	// EnvoyReads is true of a command that changes something on the shard and that Envoy sends the read way all the same.
-	// On a route with a read command policy it bypasses whatever the writes pass through.
+	// On a route with a read command policy it bypasses whatever the writes pass through, so listeners with such routes refuse it.
 	EnvoyReads bool
 	// OnRESP3 is true of a refused command that the RESP3 listener lets through all the same.
 	OnRESP3 bool
-	Why     string // what is special about it; empty if nothing is
-	Instead string // what to run instead; empty if there is no need
+	// WithTransactions is true of a refused command that is let through where mesh.yaml says transactions: lanes.
+	WithTransactions bool
+	Why              string // what is special about it; empty if nothing is
+	Instead          string // what to run instead; empty if there is no need
 	// Error is the error that a client sees, without the protocol's "-". Only refused and unknown commands have one.
 	// For an unknown command Envoy appends the first argument, and spells the name as the client did.
 	Error string
@@ -75,24 +77,31 @@ func Explain(name string) Command {
 	})
 }
 
-// Refused returns the commands that the RESP2 listener must refuse with a fault (type ERROR, 100 %), in lower case and sorted.
-func Refused() []string {
-	return refused(func(Command) bool { return true })
+// Listener is what decides which commands a listener refuses.
+type Listener struct {
+	RESP3 bool
+	// Lanes is true where the writes of any route go through lanes: what would pass them by is refused.
+	Lanes bool
+	// Transactions is true where the writes of all routes do, and lanes check transactions.
+	Transactions bool
 }
 
-// RefusedOnRESP3 is Refused for the RESP3 listener.
-func RefusedOnRESP3() []string {
-	return refused(func(c Command) bool { return !c.OnRESP3 })
-}
-
-func refused(also func(Command) bool) []string {
+// Refused returns the commands that the listener must refuse with a fault (type ERROR, 100 %), in lower case and sorted.
+func (l Listener) Refused() []string {
 	var names []string
 	for _, c := range all {
-		if c.Verdict == VerdictRefused && also(c) {
+		if l.refuses(c) {
 			names = append(names, c.Name)
 		}
 	}
 	return names
+}
+
+func (l Listener) refuses(c Command) bool {
+	if c.Verdict == VerdictRefused {
+		return !(l.RESP3 && c.OnRESP3) && !(l.Transactions && c.WithTransactions)
+	}
+	return l.Lanes && c.EnvoyReads
 }
 
 func byName(c Command, name string) int { return strings.Compare(c.Name, name) }

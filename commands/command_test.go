@@ -33,18 +33,36 @@ func TestCatalogue(t *testing.T) {
 
 // TestRefusedNames holds the least that must be refused: each of these harms others or answers for one shard as if for all.
 func TestRefusedNames(t *testing.T) {
-	refused := commands.Refused()
+	refused := commands.Listener{}.Refused()
 	for _, name := range strings.Fields("select flushall flushdb keys scan randomkey config script info role watch multi exec discard") {
 		if !slices.Contains(refused, name) {
 			t.Errorf("%s is not refused", name)
 		}
 	}
 	onRESP3 := slices.DeleteFunc(slices.Clone(refused), func(name string) bool { return name == "info" })
-	if got := commands.RefusedOnRESP3(); !slices.Equal(got, onRESP3) {
+	if got := (commands.Listener{RESP3: true}).Refused(); !slices.Equal(got, onRESP3) {
 		t.Errorf("RESP3 refuses %q, want all but info: %q", got, onRESP3)
 	}
 	if !slices.IsSorted(refused) {
 		t.Errorf("not sorted: %q", refused)
+	}
+}
+
+// TestRefusedWithLanes holds that nothing that changes a key passes lanes by, and that only they bring transactions.
+func TestRefusedWithLanes(t *testing.T) {
+	for _, resp3 := range []bool{false, true} {
+		without := commands.Listener{RESP3: resp3}.Refused()
+		with := commands.Listener{RESP3: resp3, Lanes: true}.Refused()
+		more := slices.DeleteFunc(slices.Clone(with), func(name string) bool { return slices.Contains(without, name) })
+		want := strings.Fields("bf.add bf.insert bf.loadchunk bf.madd bf.reserve getex getset xack xadd xautoclaim xclaim xdel xtrim")
+		if !slices.Equal(more, want) || len(with) != len(without)+len(want) {
+			t.Errorf("with lanes %q are refused too, want %q", more, want)
+		}
+		transactions := commands.Listener{RESP3: resp3, Lanes: true, Transactions: true}.Refused()
+		less := slices.DeleteFunc(slices.Clone(with), func(name string) bool { return slices.Contains(transactions, name) })
+		if want := []string{"discard", "exec", "multi"}; !slices.Equal(less, want) || !slices.Contains(transactions, "watch") {
+			t.Errorf("with transactions %q are not refused, want %q", less, want)
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ var unknownCommand = regexp.MustCompile(`unknown command '([^']*)'`)
 // meanings explains errors that a client sees through the mesh. The first whose text occurs in the error is the one.
 var meanings = []struct{ text, meaning string }{
 	{FaultError,
-		"The listener refuses this command, because it would leak or lie with several shards. " +
+		"The listener refuses this command, because it would leak or lie with several shards, or other regions would not learn of it. " +
 			"`cachemesh explain COMMAND` says why and what to run instead."},
 	{"no upstream host",
 		"No shard takes this key. Either no route has a prefix that the key begins with, or the key begins with " +
@@ -52,6 +52,9 @@ var meanings = []struct{ text, meaning string }{
 	{"no node of this shard is left",
 		"None of the nodes of the key's shard answers, and what stands in for it runs no scripts. Other commands find nothing, and what they " +
 			"write is forgotten. `cachemesh status` names the shard's nodes; start one of them."},
+	{"CROSSSLOT",
+		"The keys of a transaction, or of a script, are on several shards, and no shard can do all of it at once. Use keys that share one " +
+			"{hash tag} and one route; `cachemesh where KEY...` names the shard of each."},
 	{"NOSCRIPT",
 		"The key's shard does not know this script: each shard knows only those that were run on it, and a promoted one may know none. " +
 			"Run EVAL, which loads it; most clients' script helpers do so by themselves."},

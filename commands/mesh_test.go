@@ -26,7 +26,7 @@ type mesh struct {
 	admin  string
 	// Envoy's listeners.
 	open     string // refuses nothing
-	refusing string // refuses commands.Refused()
+	refusing string // refuses commands.Listener{}.Refused()
 	reads    string // its writes go to a cluster without hosts
 	resp3    string // speaks RESP3
 	locked   string // has a password
@@ -131,7 +131,7 @@ func (m *mesh) bootstrap(t *testing.T) []byte {
 				listener("refusing", m.refusing, every, object{"faults": []object{{
 					"fault_type":    "ERROR",
 					"fault_enabled": object{"default_value": object{"numerator": 100, "denominator": "HUNDRED"}},
-					"commands":      commands.Refused(),
+					"commands":      commands.Listener{}.Refused(),
 				}}}),
 				listener("reads", m.reads, object{"catch_all_route": object{
 					"cluster": "nobody", "read_command_policy": object{"cluster": "shards"}}}, nil),

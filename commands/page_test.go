@@ -45,7 +45,7 @@ func page() string {
 		"Tests compare every entry with the real Envoy before two shards and with one Redis.\n\n" +
 		"\"Way\" is where Envoy sends a command: by its first key on the **read** or the **write** way; **split** into one part a key;\n" +
 		"to **one shard** of its own choice; nowhere, answered by Envoy (**local**). **read!** marks a command that changes data\n" +
-		"and is sent the read way all the same.\n")
+		"and is sent the read way all the same, which is refused where a route is coherent.\n")
 	for _, section := range []struct {
 		verdict commands.Verdict
 		title   string

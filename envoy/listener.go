@@ -95,7 +95,7 @@ func listener(name string, protocol redisv3.RedisProxy_ProtocolVersion, t mesh.T
 			FaultEnabled: &corev3.RuntimeFractionalPercent{
 				DefaultValue: &typev3.FractionalPercent{Numerator: 100, Denominator: typev3.FractionalPercent_HUNDRED},
 			},
-			Commands: refused(protocol),
+			Commands: refused(protocol, t),
 		}},
 	}
 	config, err := anypb.New(proxy)
@@ -115,11 +115,12 @@ func listener(name string, protocol redisv3.RedisProxy_ProtocolVersion, t mesh.T
 	}
 }
 
-func refused(protocol redisv3.RedisProxy_ProtocolVersion) []string {
-	if protocol == redisv3.RedisProxy_RESP3 {
-		return commands.RefusedOnRESP3()
-	}
-	return commands.Refused()
+func refused(protocol redisv3.RedisProxy_ProtocolVersion, t mesh.Topology) []string {
+	return commands.Listener{
+		RESP3:        protocol == redisv3.RedisProxy_RESP3,
+		Lanes:        t.HasLanes(),
+		Transactions: t.Transactions == mesh.TransactionsLanes,
+	}.Refused()
 }
 
 func prefixRoutes(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes {

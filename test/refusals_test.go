@@ -61,14 +61,14 @@ func TestRefusedCommandsChangeNothing(t *testing.T) {
 		}
 		shards = append(shards, client)
 	}
-	refused := commands.Refused()
+	refused := commands.Listener{}.Refused()
 	if len(refused) < 10 {
 		t.Fatalf("only %q are refused", refused)
 	}
 	for name, options := range s.over() {
 		client := newClient(t, options)
 		for _, command := range refused {
-			if options.Protocol == 3 && !slices.Contains(commands.RefusedOnRESP3(), command) {
+			if options.Protocol == 3 && !slices.Contains((commands.Listener{RESP3: true}).Refused(), command) {
 				continue
 			}
 			for _, args := range [][]any{{command, "k:1", "k:2"}, {strings.ToUpper(command), "k:1", "1", "k:2"}} {
