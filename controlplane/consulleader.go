@@ -14,8 +14,12 @@ import (
 func (s *consulStore) elect(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
 		s.mu.Lock()
-		ask, wake := s.lease.Next(time.Now())
+		var ask shards.Ask
+		var wake time.Time
 		look, settle := s.doubt, s.lease.Held() && (!s.settled || s.compare)
+		if !look {
+			ask, wake = s.lease.Next(time.Now())
+		}
 		s.mu.Unlock()
 		var err error
 		switch {
