@@ -156,15 +156,26 @@ func Run(ctx context.Context, config Config) error {
 	group.Go(func() error { return nodes.watch(ctx, updates) })
 	group.Go(func() error { return loop(ctx, updates, c.changed, c.apply, c.publish, c.xds.Tick) })
 	group.Go(func() error { return c.prober.run(ctx) })
-	group.Go(func() error { return c.health.run(ctx, c.manager.probed) })
-	group.Go(func() error { return keeps.run(ctx, func() { signal(c.manager.wake) }) })
-	group.Go(func() error { return c.manager.run(ctx) })
+	group.Go(func() error { return c.health.run(ctx, c.probed) })
+	// Nobody else may lead before the last action has ended.
+	keeping, release := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error { return keeps.run(keeping, func() { signal(c.manager.wake) }) })
+	group.Go(func() error {
+		defer release()
+		return c.manager.run(ctx)
+	})
 	c.log.Info("serving", "region", config.Region, "xds", config.XDS, "http", config.HTTP, "resources", c.xds.Version())
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	c.log.Info("stopped")
 	return nil
+}
+
+// probed takes in what a health probe saw.
+func (c *ControlPlane) probed(n shards.Node, err error) {
+	c.manager.probed(n, err)
+	c.prober.heard(n, err)
 }
 
 // checkListener refuses a plaintext port that others than this host can reach.

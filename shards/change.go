@@ -29,7 +29,12 @@ func (d *deciding) advance(member Member, s Shard) {
 // promoted says whether a change's node is what the change wants, by its own word since the change began.
 func (d *deciding) promoted(member Member, c Change) bool {
 	n := d.nodes[c.To]
-	return n != nil && n.at.After(d.memory[member.Shard].begun) && n.Role == mesh.Primary && n.Epoch == c.Epoch
+	return n != nil && n.at.After(d.memory[member.Shard].begun) && n.Role == mesh.Primary && n.Epoch == c.Epoch && !d.replaced(c)
+}
+
+// replaced says whether the change's node has another process than the one that was chosen.
+func (d *deciding) replaced(c Change) bool {
+	return c.RunID != "" && d.alive(d.now, c.To) && d.nodes[c.To].RunID != c.RunID
 }
 
 // promote makes the change's node a primary, or gives up on it.
@@ -41,6 +46,8 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	n := d.nodes[c.To]
 	since := d.now.Sub(d.memory[member.Shard].begun)
 	switch {
+	case d.replaced(c):
+		d.again(member, s, c, "has restarted")
 	case n != nil && n.Epoch > c.Epoch:
 		c.Epoch = n.Epoch + 1 // it has seen more than the state tells
 		s.Change = &c
@@ -48,13 +55,20 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	case d.alive(d.now, c.To):
 		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh})
 	case since >= d.config.DownAfter:
-		d.again(member, s, c)
+		d.again(member, s, c, "is gone")
 	}
 }
 
-// again begins a change anew, since its node is gone.
-func (d *deciding) again(member Member, s Shard, c Change) {
+// again begins a change anew, since its node is not what it was.
+func (d *deciding) again(member Member, s Shard, c Change, why string) {
 	gone := c.To
+	if c.Kind == Raised {
+		// It is the primary still. What becomes of it is for the rule of a failover to say.
+		s.Epoch = c.Epoch
+		c.Reason += fmt.Sprintf("; %s %s", gone, why)
+		d.finish(member.Shard, s, c)
+		return
+	}
 	c.Fresh = c.Kind == Recovery || s.Primary == "" && c.Kind != Bootstrap
 	c.To = ""
 	if !c.Fresh {
@@ -70,7 +84,7 @@ func (d *deciding) again(member Member, s Shard, c Change) {
 		}
 	}
 	c.Phase, c.Epoch = "", 0
-	c.Reason += fmt.Sprintf("; %s is gone", gone)
+	c.Reason += fmt.Sprintf("; %s %s", gone, why)
 	d.begin(member, s, c)
 }
 
@@ -83,6 +97,8 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 	case d.promoted(member, c):
 		d.commit(member.Shard, s, c)
 	case d.running[a]:
+	case d.replaced(c):
+		d.abandon(member.Shard, s, c, c.To+" has restarted")
 	case k.tried != nil && !errors.Is(k.tried, ErrEpoch):
 		d.abandon(member.Shard, s, c, k.tried.Error())
 	case k.tried != nil:

@@ -212,6 +212,10 @@ func (d *deciding) begin(member Member, s Shard, c Change) {
 	if s.Change != nil && s.Change.Phase == Serving {
 		d.finish(name, s, *s.Change)
 	}
+	c.RunID = ""
+	if n := d.nodes[c.To]; n != nil {
+		c.RunID = n.RunID
+	}
 	s.Pool, s.Change = member.Pool, &c
 	if c.To == "" {
 		s.Epoch, s.Primary, s.RunID, s.ReplID = c.Epoch, "", "", ""

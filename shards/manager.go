@@ -223,11 +223,21 @@ func (m *Manager) Lease(now, until time.Time) {
 		m.since = time.Time{}
 	} else if m.since.IsZero() {
 		m.since = now
-		if m.config.Name != "" {
+		if m.config.Name != "" && m.config.Name != m.leader() {
 			m.queue(now, Event{Kind: Leader, To: m.config.Name, Reason: "this control plane leads the region from now on"})
 		}
 	}
 	m.until = until
+}
+
+// leader is who leads by the last event that says so: a lease may lapse for a moment and come back.
+func (m *Manager) leader() string {
+	for _, e := range slices.Backward(m.state.Events) {
+		if e.Kind == Leader {
+			return e.To
+		}
+	}
+	return ""
 }
 
 // Leading says whether it may act.

@@ -38,8 +38,9 @@ type Change struct {
 	Phase  Phase     `json:"phase"`
 	Epoch  uint64    `json:"epoch"`
 	From   string    `json:"from,omitempty"`
-	To     string    `json:"to,omitempty"`    // "" is the stand-in
-	Fresh  bool      `json:"fresh,omitempty"` // To's data is not the shard's: it is emptied
+	To     string    `json:"to,omitempty"`     // "" is the stand-in
+	RunID  string    `json:"run_id,omitempty"` // of To's process when it was chosen; another has lost its data
+	Fresh  bool      `json:"fresh,omitempty"`  // To's data is not the shard's: it is emptied
 	Reason string    `json:"reason"`
 	Begun  time.Time `json:"begun"` // steps count from here
 	Steps  []Step    `json:"steps,omitempty"`
