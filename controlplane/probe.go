@@ -13,11 +13,14 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/shards"
 )
 
 const (
 	probeEvery   = 2 * time.Second
 	probeTimeout = 500 * time.Millisecond
+	// probeAgain bounds how often nodes are asked out of turn.
+	probeAgain = 250 * time.Millisecond
 	// recent is the window of hit rates.
 	recent = time.Minute
 )
@@ -47,7 +50,8 @@ type NodeStatus struct {
 	// How a replica follows its primary; null for one that says that it is a primary.
 	Replication *ReplicationStatus `json:"replication,omitempty"`
 
-	offset int64 // of replication
+	offset int64     // of replication
+	at     time.Time // of the probe
 }
 
 // ReplicationStatus is how a replica follows its primary.
@@ -92,6 +96,33 @@ func (p *prober) want(t mesh.Topology) {
 	if !reflect.DeepEqual(t, p.wanted) {
 		p.wanted = t
 		signal(p.wake)
+	}
+}
+
+// heard takes in how far replication is from a health probe, which comes more often, and has the nodes asked again if that saw one
+// that is not what status shows.
+func (p *prober) heard(n shards.Node, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.last[n.Address]
+	if !ok {
+		return
+	}
+	if s.Up && err == nil && s.RunID == n.RunID {
+		s.replicates(n.Role, ReplicationStatus{Of: n.Of, Linked: n.Linked, Offset: n.Offset})
+		p.last[n.Address] = s
+		return
+	}
+	if known := !s.Up && err != nil; !known && time.Since(s.at) >= probeAgain {
+		signal(p.wake)
+	}
+}
+
+// replicates takes in what a node says of its replication.
+func (s *NodeStatus) replicates(role mesh.Role, r ReplicationStatus) {
+	s.ReportedRole, s.offset, s.Replication = string(role), r.Offset, nil
+	if role == mesh.Replica {
+		s.Replication = &r
 	}
 }
 
@@ -184,11 +215,10 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 	s.Up = true
 	s.RunID = info["Server"]["run_id"]
 	if r := info["Replication"]; r["role"] == "master" {
-		s.ReportedRole, s.offset = string(mesh.Primary), number("Replication", "master_repl_offset")
+		s.replicates(mesh.Primary, ReplicationStatus{Offset: number("Replication", "master_repl_offset")})
 	} else {
-		s.ReportedRole, s.offset = string(mesh.Replica), number("Replication", "slave_repl_offset")
-		s.Replication = &ReplicationStatus{Of: net.JoinHostPort(r["master_host"], r["master_port"]),
-			Linked: r["master_link_status"] == "up" && r["master_sync_in_progress"] == "0", Offset: s.offset}
+		s.replicates(mesh.Replica, ReplicationStatus{Of: net.JoinHostPort(r["master_host"], r["master_port"]),
+			Linked: r["master_link_status"] == "up", Offset: number("Replication", "slave_repl_offset")})
 	}
 	s.MemoryBytes = number("Memory", "used_memory")
 	s.MemoryLimitBytes = number("Memory", "maxmemory")
@@ -205,6 +235,7 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 
 // keep stores a status with its recent hit rate.
 func (p *prober) keep(s NodeStatus, now time.Time) {
+	s.at = now
 	defer func() { p.last[s.Address] = s }()
 	if !s.Up {
 		return

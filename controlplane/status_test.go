@@ -1,11 +1,14 @@
 package controlplane
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cachemesh/cachemesh/controlplane/xds"
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/shards"
 )
 
 func TestAlertsNameWhatNeedsAPerson(t *testing.T) {
@@ -62,5 +65,47 @@ func TestRecentHitRateForgetsAndSurvivesARestart(t *testing.T) {
 	}
 	if r := keep(74*time.Second, 6, 2); r == nil || *r != 0.75 {
 		t.Errorf("rate %v, want 0.75", r)
+	}
+}
+
+func TestReplicationIsAsNewAsTheHealthProbes(t *testing.T) {
+	p := newProber()
+	woken := func() bool {
+		select {
+		case <-p.wake:
+			return true
+		default:
+			return false
+		}
+	}
+	replica := shards.Node{Address: "a", RunID: "1", Role: mesh.Replica, Of: "b", Linked: true, Offset: 7}
+	p.heard(replica, nil)
+	if len(p.last) != 0 || woken() {
+		t.Error("a node that was not asked for is known")
+	}
+	p.keep(NodeStatus{Address: "a", Up: true, RunID: "1", ReportedRole: "primary", Keys: 3}, time.Now().Add(-time.Second))
+	p.heard(replica, nil)
+	if s := p.status(mesh.Node{Address: "a"}); s.ReportedRole != "replica" || s.Replication == nil || *s.Replication != (ReplicationStatus{Of: "b", Linked: true, Offset: 7}) || s.Keys != 3 || woken() {
+		t.Errorf("the status is %+v", s)
+	}
+	restarted := replica
+	restarted.RunID, restarted.Offset = "2", 0
+	p.heard(restarted, nil)
+	if s := p.status(mesh.Node{Address: "a"}); s.Replication.Offset != 7 || !woken() {
+		t.Errorf("a node that was restarted is not asked anew: %+v", s)
+	}
+	p.heard(replica, errors.New("refused"))
+	if !woken() {
+		t.Error("a node that went is not asked anew")
+	}
+	p.keep(NodeStatus{Address: "a"}, time.Now().Add(-time.Second))
+	p.heard(replica, errors.New("refused"))
+	if woken() {
+		t.Error("a node that is known to be gone is asked anew")
+	}
+	p.keep(NodeStatus{Address: "a"}, time.Now())
+	p.heard(replica, nil)
+	if woken() {
+		t.Error("nodes are asked anew without a pause")
 	}
 }

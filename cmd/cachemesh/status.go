@@ -121,7 +121,11 @@ func printShards(w io.Writer, regions []controlplane.Status) {
 			for _, n := range shard.Nodes {
 				row := []any{r.Region, shard.Pool, shard.Name, shard.Epoch, n.Address, n.Role, "-", "-", "-", "-", "-", colour(w, text.FgRed, n.Error)}
 				if n.Up {
-					row = append(row[:6], behind(n), n.Keys, size(n.MemoryBytes), n.OpsPerSecond, percent(n.RecentHitRate), "")
+					hits := "-" // a replica is asked by probes only
+					if n.Role == string(mesh.Primary) {
+						hits = percent(n.RecentHitRate)
+					}
+					row = append(row[:6], behind(n), n.Keys, size(n.MemoryBytes), n.OpsPerSecond, hits, "")
 				}
 				t.AppendRow(row)
 			}
