@@ -12,26 +12,33 @@ import (
 )
 
 // endpoints are those of a pool's two clusters. The order of the shards is part of the ring: Envoy sums the
-// entries of weighted hosts in the order in which they come.
-func endpoints(region string, p mesh.Pool) []*endpointv3.ClusterLoadAssignment {
-	var hosts []*endpointv3.LbEndpoint
+// entries of weighted hosts in the order in which they come. Both have the same hosts, under the same hash keys, but with a
+// route on lanes, writes reach each shard through its lane, whatever answers for the shard.
+func endpoints(t mesh.Topology, p mesh.Pool) []*endpointv3.ClusterLoadAssignment {
+	var direct, lanes []*endpointv3.LbEndpoint
 	for _, s := range p.Shards {
 		if s.StandIn != "" {
-			hosts = append(hosts, standIn(s))
+			direct = append(direct, standIn(s))
 		} else if primary, ok := s.Primary(); ok {
-			hosts = append(hosts, host(s, socketAddress(netip.MustParseAddrPort(primary.Address))))
+			direct = append(direct, host(s, socketAddress(netip.MustParseAddrPort(primary.Address))))
+		} else {
+			continue
 		}
+		lanes = append(lanes, lane(s))
 	}
-	assign := func(cluster string) *endpointv3.ClusterLoadAssignment {
+	assign := func(cluster string, hosts []*endpointv3.LbEndpoint) *endpointv3.ClusterLoadAssignment {
 		return &endpointv3.ClusterLoadAssignment{
 			ClusterName: cluster,
 			Endpoints: []*endpointv3.LocalityLbEndpoints{{
-				Locality:    &corev3.Locality{Region: region},
+				Locality:    &corev3.Locality{Region: t.Region},
 				LbEndpoints: hosts,
 			}},
 		}
 	}
-	return []*endpointv3.ClusterLoadAssignment{assign(p.Name), assign(p.Name + writes)}
+	if !t.PoolOnLanes(p) {
+		lanes = direct
+	}
+	return []*endpointv3.ClusterLoadAssignment{assign(p.Name, direct), assign(p.Name+writes, lanes)}
 }
 
 // host is a shard's place on the ring, which its name decides, and the address that answers there now.

@@ -129,7 +129,7 @@ func prefixRoutes(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes {
 	}
 	for _, p := range t.Pools {
 		for _, r := range p.Routes {
-			route := &redisv3.RedisProxy_PrefixRoutes_Route{Prefix: r.Prefix, Cluster: p.Name}
+			route := route(t, p, r)
 			if r.Prefix == "" {
 				routes.CatchAllRoute = route
 				continue
@@ -140,12 +140,26 @@ func prefixRoutes(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes {
 	return routes
 }
 
+// route sends everything straight to the shards, but for writes where they go through lanes.
+func route(t mesh.Topology, p mesh.Pool, r mesh.Route) *redisv3.RedisProxy_PrefixRoutes_Route {
+	if !t.OnLanes(r) {
+		return &redisv3.RedisProxy_PrefixRoutes_Route{Prefix: r.Prefix, Cluster: p.Name}
+	}
+	return &redisv3.RedisProxy_PrefixRoutes_Route{
+		Prefix: r.Prefix, Cluster: p.Name + writes,
+		ReadCommandPolicy: &redisv3.RedisProxy_PrefixRoutes_Route_ReadCommandPolicy{Cluster: p.Name},
+	}
+}
+
 // clusterNames are the clusters that the routes of a topology name.
 func clusterNames(t mesh.Topology) []string {
 	var names []string
 	for _, p := range t.Pools {
 		if len(p.Routes) > 0 {
 			names = append(names, p.Name)
+		}
+		if t.PoolOnLanes(p) {
+			names = append(names, p.Name+writes)
 		}
 	}
 	slices.Sort(names)

@@ -67,7 +67,7 @@ func Build(t mesh.Topology) (*Resources, error) {
 			add(&r.Clusters, c.Name, c)
 			r.SecretNames[c.Name] = names
 		}
-		for _, e := range endpoints(t.Region, p) {
+		for _, e := range endpoints(t, p) {
 			add(&r.Endpoints, e.ClusterName, e)
 		}
 	}

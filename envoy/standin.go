@@ -47,9 +47,10 @@ func StandInPath(shard string, kind mesh.StandIn) string { return string(kind) +
 // Endpoint is what an Envoy knows of a shard.
 type Endpoint struct {
 	Shard string
-	// Address is IP:port of the primary, or the StandInPath.
+	// Address is IP:port of the primary, the StandInPath, or the LanePath.
 	Address string
-	StandIn mesh.StandIn // "" if Address is the primary's
+	StandIn mesh.StandIn // "" if Address is the primary's or the lane's
+	Lane    bool
 }
 
 // Endpoints lists those of a resource of EndpointType in their order. It fails on what Build does not make.
@@ -67,11 +68,8 @@ func Endpoints(r *discovery.Resource) ([]Endpoint, error) {
 				e.Address = net.JoinHostPort(at.SocketAddress.GetAddress(), strconv.Itoa(int(at.SocketAddress.GetPortValue())))
 			case *corev3.Address_Pipe:
 				e.Address = at.Pipe.GetPath()
-				kind, _, _ := strings.Cut(e.Address, "/")
-				e.StandIn = mesh.StandIn(kind)
-				known := e.StandIn == mesh.Null || e.StandIn == mesh.Hold
-				if !known || e.Address != StandInPath(e.Shard, e.StandIn) || strings.ContainsAny(e.Shard, "/\x00") || e.Shard == "" {
-					return nil, fmt.Errorf("endpoints %q: shard %q has the socket %q, which is no stand-in of it", r.GetName(), e.Shard, e.Address)
+				if !e.ofSocket() {
+					return nil, fmt.Errorf("endpoints %q: shard %q has the socket %q, which is no stand-in of it and no lane", r.GetName(), e.Shard, e.Address)
 				}
 			default:
 				return nil, fmt.Errorf("endpoints %q: shard %q has no address", r.GetName(), e.Shard)
@@ -80,4 +78,19 @@ func Endpoints(r *discovery.Resource) ([]Endpoint, error) {
 		}
 	}
 	return all, nil
+}
+
+// ofSocket says which of the agent's sockets the endpoint's address is, and whether it is the shard's.
+func (e *Endpoint) ofSocket() bool {
+	if e.Shard == "" || strings.ContainsAny(e.Shard, "/\x00") {
+		return false
+	}
+	for _, kind := range []mesh.StandIn{mesh.Null, mesh.Hold} {
+		if e.Address == StandInPath(e.Shard, kind) {
+			e.StandIn = kind
+			return true
+		}
+	}
+	e.Lane = e.Address == LanePath(e.Shard)
+	return e.Lane
 }

@@ -78,7 +78,7 @@ func TestEndpoints(t *testing.T) {
 
 func TestEndpointsRefusesForeignSockets(t *testing.T) {
 	for _, c := range []struct{ shard, path string }{
-		{"a", "null/b.sock"}, {"a", "xds.sock"}, {"a", "/null/a.sock"}, {"../a", "null/../a.sock"}, {"", "null/.sock"}, {"a", "other/a.sock"},
+		{"a", "null/b.sock"}, {"a", "xds.sock"}, {"a", "/null/a.sock"}, {"../a", "null/../a.sock"}, {"", "null/.sock"}, {"a", "other/a.sock"}, {"a", "lanes/b.sock"}, {"a", "lanes-1/a.sock"}, {"../a", "lanes/../a.sock"},
 	} {
 		resource, err := newResource("pool", &endpointv3.ClusterLoadAssignment{
 			ClusterName: "pool",

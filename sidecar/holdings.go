@@ -134,8 +134,8 @@ func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryRespon
 	}
 }
 
-// endpoints are the addresses of shards as Envoy has acknowledged them, "" where its clusters differ. A resource of a kind that
-// this agent does not know counts as none.
+// endpoints are the addresses of shards as Envoy has acknowledged them, "" where its clusters differ. Lanes do not count. A resource of a
+// kind that this agent does not know counts as none.
 func (h *holdings) endpoints() map[string]string {
 	all := map[string]string{}
 	for _, r := range h.held[envoy.EndpointType] {
@@ -144,6 +144,9 @@ func (h *holdings) endpoints() map[string]string {
 			continue
 		}
 		for _, e := range listed {
+			if e.Lane {
+				continue
+			}
 			if address, ok := all[e.Shard]; ok && address != e.Address {
 				e.Address = ""
 			}

@@ -41,6 +41,7 @@ type relay struct {
 
 	planes    *controlPlanes
 	addresses envoy.Addresses
+	lanes     string         // folder of this agent's lanes, in place of that of envoy.LanePath
 	version   string         // of the agent
 	restarts  func() int     // of Envoy
 	saves     chan resources // holds the newest set that is not yet on disk
@@ -55,6 +56,9 @@ type relay struct {
 	nacks    map[string]int
 	has      map[string]string // the endpoints that Envoy acknowledged, see holdings.endpoints; replaced, never changed
 	changed  func()            // called when has is another
+
+	// settled is closed once Envoy has all that it asked for, with lanes of this agent.
+	settled chan struct{}
 
 	// prepare is called with endpoints before Envoy gets them.
 	prepare func(endpoints []*discovery.Resource)
@@ -80,11 +84,11 @@ var (
 	errReturned = errors.New("a control plane answers again")
 )
 
-func newRelay(c Config, saved resources, restarts func() int, source *certs.Source) *relay {
+func newRelay(c Config, saved resources, lanes string, restarts func() int, source *certs.Source) *relay {
 	return &relay{
-		planes: newControlPlanes(c, source), addresses: c.Addresses, version: c.Version, restarts: restarts,
+		planes: newControlPlanes(c, source), addresses: c.Addresses, lanes: lanes, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
-		changed: func() {}, prepare: func([]*discovery.Resource) {},
+		changed: func() {}, settled: make(chan struct{}), prepare: func([]*discovery.Resource) {},
 		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}
 }
@@ -214,7 +218,7 @@ func (r *relay) down(s *session, up *upstream, resp *discovery.DeltaDiscoveryRes
 	})
 }
 
-// respond sends Envoy a response with listeners at this sidecar's addresses.
+// respond sends Envoy a response with listeners at this sidecar's addresses, and lanes in this agent's folder.
 func (r *relay) respond(s *session, resp *discovery.DeltaDiscoveryResponse) error {
 	placed, err := r.place(resp)
 	if err != nil {
@@ -233,19 +237,25 @@ func (r *relay) respond(s *session, resp *discovery.DeltaDiscoveryResponse) erro
 	return s.send(placed)
 }
 
-// placeError says that a listener cannot be put at the sidecar's addresses.
+// placeError says that a listener cannot be put at the sidecar's addresses, or a lane into the agent's folder.
 type placeError struct{ error }
 
 func (r *relay) place(resp *discovery.DeltaDiscoveryResponse) (*discovery.DeltaDiscoveryResponse, error) {
-	if resp.TypeUrl != envoy.ListenerType {
+	var resources []*discovery.Resource
+	var err error
+	switch {
+	case resp.TypeUrl == envoy.ListenerType:
+		resources, err = envoy.PlaceListeners(resp.Resources, r.addresses)
+	case resp.TypeUrl == envoy.EndpointType && slices.ContainsFunc(resp.Resources, envoy.HasLanes):
+		resources, err = placeLanes(resp.Resources, r.lanes)
+	default:
 		return resp, nil
 	}
-	listeners, err := envoy.PlaceListeners(resp.Resources, r.addresses)
 	if err != nil {
 		return nil, err
 	}
 	placed := proto.CloneOf(resp)
-	placed.Resources = listeners
+	placed.Resources = resources
 	return placed, nil
 }
 
@@ -374,6 +384,9 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 	if r.current != s {
 		return nil, errReplaced
 	}
+	if req.TypeUrl == envoy.EndpointType {
+		cutLaneVersions(req.InitialResourceVersions, r.lanes)
+	}
 	if rejected := r.holdings.request(req); rejected != nil {
 		r.reject(rejected, req.ErrorDetail.GetMessage())
 		restored = r.holdings.restore(rejected)
@@ -383,6 +396,9 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 			r.has = has
 			r.changed()
 		}
+	}
+	if r.holdings.complete() {
+		r.settle()
 	}
 	if set := r.holdings.save(); set != nil {
 		select {
@@ -395,6 +411,15 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 		r.describe(req.Node)
 	}
 	return restored, nil
+}
+
+// settle closes settled. The caller holds the lock.
+func (r *relay) settle() {
+	select {
+	case <-r.settled:
+	default:
+		close(r.settled)
+	}
 }
 
 // describe adds the agent to a node's metadata.

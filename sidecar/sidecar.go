@@ -3,7 +3,7 @@
 // keeps the last resources of which Envoy acknowledged all on disk, and serves those when no control plane answers. It probes
 // the primaries that control planes ask about, and reports to each of them what it sees and what Envoy has acknowledged.
 //
-// It is on the way of a request only while it stands in for a shard's primary, never ends a process that it cannot prove to be its own, and never listens
+// It is on the way of a request only while it stands in for a shard's primary, and of writes where routes are on lanes, never ends a process that it cannot prove to be its own, and never listens
 // beyond loopback but for its metrics. cmd/cachemesh calls it.
 //
 // Config.Dir holds
@@ -16,6 +16,7 @@
 //	resources.pb      the acknowledged resources, see resources.go
 //	hold/SHARD.sock   what Envoy reaches in place of a shard whose primary is being switched, see hold.go
 //	null/SHARD.sock   what it reaches in place of a shard without any node, see null
+//	lanes-N/SHARD.sock  where it sends a shard's writes, of the Nth agent beside this Envoy, see lanes.go
 package sidecar
 
 import (
@@ -31,6 +32,7 @@ import (
 	"slices"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -47,6 +49,7 @@ type agent struct {
 	relay      *relay
 	reporting  *reporting
 	standIns   *standIns
+	lanes      *laneSockets
 }
 
 // Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
@@ -104,17 +107,24 @@ func newAgent(c Config) (*agent, error) {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 	}
-	r := newRelay(c, saved, s.restartCount, source)
+	lanes, err := newLaneSockets(c.Dir, false, c.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("lanes: %w", err)
+	}
+	r := newRelay(c, saved, lanes.folder, s.restartCount, source)
 	reporting := newReporting(c, r.planes, r.endpoints)
 	r.changed = reporting.acknowledged
 	standIns, err := newStandIns(c.Dir, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("stand-ins: %w", err)
 	}
+	r.prepare = func(endpoints []*discovery.Resource) {
+		standIns.apply(endpoints)
+		lanes.apply(endpoints)
+	}
 	// An Envoy that outlived the agent before may need them already.
-	standIns.apply(slices.Collect(maps.Values(saved[envoy.EndpointType])))
-	r.prepare = standIns.apply
-	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, standIns: standIns}, nil
+	r.prepare(slices.Collect(maps.Values(saved[envoy.EndpointType])))
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, standIns: standIns, lanes: lanes}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
@@ -163,7 +173,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 	})
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
 	part(func() error { return a.reporting.run(serving) })
-	part(func() error { return a.standIns.run(serving, a.relay.mayHave) })
+	part(func() error { return a.sweep(serving) })
 	part(func() error { return a.supervisor.watch(serving) })
 	part(func() error {
 		err := a.supervisor.run(ctx)
@@ -173,4 +183,25 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 		return err
 	})
 	return parts.Wait()
+}
+
+// sweepEvery is how often sockets that nobody names are looked for. Two times in a row makes sure that what is on its way
+// to Envoy is not overlooked.
+const sweepEvery = 3 * time.Second
+
+// sweep removes sockets that no endpoint names, which Envoy has or may get, until ctx ends.
+func (a *agent) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if endpoints := a.relay.mayHave(); a.standIns.any() || len(a.lanes.shards()) > 0 {
+				a.standIns.sweep(endpoints)
+				a.lanes.sweep(endpoints)
+			}
+		}
+	}
 }

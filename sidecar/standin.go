@@ -82,6 +82,9 @@ func (s *standIns) apply(endpoints []*discovery.Resource) {
 		}
 		before, now := s.kinds[resource.Name], map[string]mesh.StandIn{}
 		for _, e := range shards {
+			if e.Lane {
+				continue
+			}
 			now[e.Shard] = e.StandIn
 			h := s.hold(e.Shard)
 			if e.StandIn != mesh.Hold {
@@ -194,26 +197,6 @@ func (s *standIns) count(shard string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answered[shard]++
-}
-
-// sweepEvery is how often sockets that nobody names are looked for. Two times in a row makes sure that what is on its way
-// to Envoy is not overlooked.
-const sweepEvery = 3 * time.Second
-
-// run sweeps until ctx ends. mayHave are the endpoints that Envoy has or may get.
-func (s *standIns) run(ctx context.Context, mayHave func() []*discovery.Resource) error {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			if s.any() {
-				s.sweep(mayHave())
-			}
-		}
-	}
 }
 
 func (s *standIns) any() bool {
