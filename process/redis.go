@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -71,6 +72,8 @@ func (r Redis) Start(ctx context.Context) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The client dials again by itself, and only once a second after as many failures as it may have connections.
+	options.PoolSize, options.DialerRetries, options.DialerRetryTimeout = 1000, 25, 20*time.Millisecond
 	client := redis.NewClient(options)
 	defer client.Close()
 	return Start(ctx, Spec{
