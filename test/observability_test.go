@@ -59,6 +59,9 @@ func questions(t *testing.T) []question {
 					Expr string `json:"expr"`
 				} `json:"targets"`
 			} `json:"panels"`
+			Annotations struct {
+				List []struct{ Name, Expr string } `json:"list"`
+			} `json:"annotations"`
 			Templating struct {
 				List []struct {
 					Type  string `json:"type"`
@@ -81,6 +84,16 @@ func questions(t *testing.T) []question {
 			for _, target := range p.Targets {
 				add("panel", page.Title+": "+p.Title, target.Expr)
 			}
+		}
+		if len(page.Annotations.List) != 2 {
+			t.Errorf("%s has the annotations %+v, want 2", page.Title, page.Annotations.List)
+		}
+		for _, a := range page.Annotations.List {
+			expr, always := strings.CutSuffix(a.Expr, " > 0")
+			if !always {
+				t.Errorf("%s: the annotation %s asks %q", page.Title, a.Name, a.Expr)
+			}
+			add("annotation", page.Title+": "+a.Name, expr)
 		}
 		for _, v := range page.Templating.List {
 			if v.Type != "query" {
@@ -250,6 +263,10 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 		return err
 	})
 	d.change(t, func(m *mesh.Mesh) { m.Pools[0].Routes = append(m.Pools[0].Routes, mesh.Route{Prefix: "more:"}) })
+	for i := range d.endpoints.Regions {
+		d.killPrimary(t, i, 0)
+	}
+	p.waitAlert(t, "CachemeshFailover")
 
 	answered := map[string]int{}
 	asked := map[string]int{}
@@ -296,17 +313,37 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	cachemesh(t, "shard", "register", "--consul", first.Consul.Address, "--pool", "timelines", "--shard", "timelines-9", "--address", "127.0.0.1:9").want(t, 0)
 	p.waitAlert(t, "CachemeshRegistrationsIgnored")
 
+	// Agents that say nothing for a moment, and a shard that loses its other node, too.
+	second := d.endpoints.Regions[1]
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		for _, s := range second.Sidecars {
+			if err := syscall.Kill(s.PID, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if sig == syscall.SIGSTOP {
+			p.waitAlert(t, "CachemeshShardUnwitnessed")
+		}
+	}
+	d.killPrimary(t, 1, 0)
+	p.waitAlert(t, "CachemeshShardStandIn")
+
 	d.breakThings(t)
 	for _, alert := range []string{
 		"CachemeshConfigNotInEffect", "CachemeshControlplaneDown", "CachemeshEnvoyCrashed", "CachemeshErrorsHigh", "CachemeshEvictionsHigh",
-		"CachemeshShardPrimaryDown", "CachemeshShardReplicaDown", "CachemeshShardRoleMismatch",
-		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane", "CachemeshConsulDown",
+		"CachemeshPoolFrozen", "CachemeshShardPrimaryDown", "CachemeshShardReplicaDown",
+		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane",
 	} {
 		p.waitAlert(t, alert)
 	}
+	if err := syscall.Kill(first.Consul.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.waitAlert(t, "CachemeshConsulDown")
+	p.waitAlert(t, "CachemeshNoLeader")
 	d.wipeConsul(t)
 	p.waitAlert(t, "CachemeshMembershipFrozen")
-	// The others want an Envoy that rejects or cannot start, or a cold cache: promtool shows those.
+	// The others want an Envoy that rejects or cannot start, a cold cache, or what a control plane mends at once: promtool shows those.
 }
 
 // checkMetrics holds the names of our metrics to Prometheus' conventions, and their labels to what is never a key.
@@ -341,7 +378,7 @@ func (d *demoRun) checkMetrics(t *testing.T) {
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics of %s: %v: %s", url, err, out)
 		}
-		known := []string{"component", "control_plane", "le", "node", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "type", "version"}
+		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "type", "version"}
 		for _, line := range ours {
 			for _, label := range regexp.MustCompile(`[{,](\w+)="`).FindAllStringSubmatch(line, -1) {
 				if !slices.Contains(known, label[1]) {
@@ -364,6 +401,41 @@ func (p prometheus) waitAlert(t *testing.T, name string) {
 	})
 }
 
+// primary is a shard's, by the numbers of its region and of it.
+func (d *demoRun) primary(t *testing.T, region, shard int) redisNode {
+	t.Helper()
+	if err := d.read(); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range d.endpoints.Regions[region].Shards[shard].Nodes {
+		if n.Role == "primary" {
+			return n
+		}
+	}
+	t.Fatalf("the endpoints name no primary of %+v", d.endpoints.Regions[region].Shards[shard])
+	return redisNode{}
+}
+
+// killPrimary kills a shard's, and waits until that is seen.
+func (d *demoRun) killPrimary(t *testing.T, region, shard int) {
+	t.Helper()
+	n := d.primary(t, region, shard)
+	if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 15*time.Second, func() error {
+		if err := d.read(); err != nil {
+			return err
+		}
+		for _, now := range d.endpoints.Regions[region].Shards[shard].Nodes {
+			if now.Address == n.Address && now.Role == "primary" {
+				return fmt.Errorf("%s is still called the primary", n.Address)
+			}
+		}
+		return nil
+	})
+}
+
 // breakThings does what alerts are there to tell.
 func (d *demoRun) breakThings(t *testing.T) {
 	t.Helper()
@@ -375,8 +447,13 @@ func (d *demoRun) breakThings(t *testing.T) {
 	}
 	first, second := d.endpoints.Regions[0], d.endpoints.Regions[1]
 	kill(first.Sidecars[0].EnvoyPID)
-	kill(first.Shards[0].Nodes[0].PID)
-	kill(first.Shards[1].Nodes[1].PID)
+	for _, shard := range first.Shards { // the whole pool of the first, at once
+		for _, n := range shard.Nodes {
+			if shard.Pool == first.Shards[0].Pool && n.Role != "down" {
+				kill(n.PID)
+			}
+		}
+	}
 	node := func(address string) *redis.Client {
 		t.Helper()
 		file := func(name string) string { return filepath.Join(d.dir, "certs", name) }
@@ -388,18 +465,14 @@ func (d *demoRun) breakThings(t *testing.T) {
 		options.Addr = address
 		return newClient(t, options)
 	}
-	if err := node(first.Shards[2].Nodes[1].Address).Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil {
-		t.Fatal(err)
-	}
 	for setting, value := range map[string]string{"maxmemory-policy": "allkeys-lru", "maxmemory": "1"} {
-		if err := node(first.Shards[3].Nodes[0].Address).ConfigSet(t.Context(), setting, value).Err(); err != nil {
+		if err := node(d.primary(t, 0, 3).Address).ConfigSet(t.Context(), setting, value).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(d.dir, "mesh.yaml"), []byte("pools: 7\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	kill(first.Consul.PID)
 	kill(second.Sidecars[0].PID)
 	kill(second.Controlplane.PID)
 }
