@@ -250,6 +250,7 @@ func (c *ControlPlane) publish() {
 			resources, err := envoy.Build(topology)
 			if err == nil {
 				next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
+				c.agents.Publish(topology)
 				c.xds.Set(resources)
 				signal(c.prober.wake) // what status shows of the nodes is old now
 			} else {

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -50,7 +51,7 @@ type Target struct {
 	Access  *mesh.RedisAccess
 }
 
-// agents serves the streams of a region's agents. It keeps what each is to probe, and nothing of what they say.
+// agents serves the streams of a region's agents. It keeps what each is to probe, the topology, and nothing of what they say.
 type agents struct {
 	reports.UnimplementedReportsServer
 
@@ -63,6 +64,7 @@ type agents struct {
 	streams             map[string]*agentStream      // by agent
 	targets             map[string][]*reports.Target // by agent
 	interval, downAfter time.Duration                // 0 before the first Instruct
+	topology            []byte                       // JSON; nil while no agent needs it. It is not changed
 }
 
 // agentStream is one stream of one agent.
@@ -124,6 +126,34 @@ func (a *agents) Instruct(interval, downAfter time.Duration, targets map[string]
 	}
 }
 
+// Publish tells every agent the region's topology, from the first on that has a route on lanes. Until then agents need none.
+func (a *agents) Publish(t mesh.Topology) {
+	text, err := json.Marshal(t)
+	if err != nil {
+		panic(err) // it has strings, numbers and lists of them
+	}
+	if len(text) > reports.MaxTopology {
+		a.log.Error("agents are not told of a change, since the topology is too large: lanes stay as they are", "bytes", len(text), "most", reports.MaxTopology)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.topology == nil && !t.HasLanes() || bytes.Equal(a.topology, text) {
+		return
+	}
+	a.topology = text
+	for _, s := range a.streams {
+		s.notify()
+	}
+}
+
+func (s *agentStream) notify() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
 // instruct wakes a stream if there is something new for it. The caller holds the lock.
 func (a *agents) instruct(s *agentStream) {
 	if a.interval == 0 {
@@ -134,10 +164,7 @@ func (a *agents) instruct(s *agentStream) {
 		return
 	}
 	s.wanted = next
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	s.notify()
 }
 
 func milliseconds(d time.Duration) uint32 { return uint32(d / time.Millisecond) }
@@ -169,12 +196,21 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 	_ = stream.SendHeader(metadata.MD{})
 	received := make(chan error, 1)
 	go func() { received <- a.receive(s, stream, first) }()
+	var told []byte // the topology, on this stream
 	for {
 		select {
 		case <-s.wake:
 			a.mu.Lock()
-			instructions := s.wanted
+			instructions, topology := s.wanted, a.topology
 			a.mu.Unlock()
+			if instructions == nil {
+				continue
+			}
+			if !bytes.Equal(told, topology) {
+				told = topology
+				instructions = proto.CloneOf(instructions)
+				instructions.Topology = topology
+			}
 			_ = stream.Send(instructions)
 		case err := <-received:
 			return err

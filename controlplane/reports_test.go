@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -256,6 +258,42 @@ func TestAgentsAreSentWhatIsNewToThem(t *testing.T) {
 	if got := receiveInstructions(t, other); got.IntervalMs != 200 || len(got.Targets) != 1 {
 		t.Errorf("%v: something came between", got)
 	}
+}
+
+func TestAgentsAreToldTheTopologyFromTheFirstWithLanesOn(t *testing.T) {
+	a, address := serveAgents(t, insecure.NewCredentials(), nil, new(heard), quiet)
+	topology := func(coherence mesh.Coherence, epoch uint64) mesh.Topology {
+		return mesh.Topology{Region: "home", Pools: []mesh.Pool{{
+			Name: "cache", Routes: []mesh.Route{{Prefix: "user:", Coherence: coherence}}, Shards: []mesh.Shard{{Name: "cache-0", Epoch: epoch}},
+		}}}
+	}
+	instruct := func(interval time.Duration) { a.Instruct(interval, 3*interval, nil) }
+	a.Publish(topology(mesh.Local, 1))
+	instruct(100 * time.Millisecond)
+	stream := connectAgent(t, address, insecure.NewCredentials(), &reports.Report{Agent: from("web")})
+	expect := func(stream reports.Reports_ConnectClient, want *mesh.Topology) {
+		t.Helper()
+		got := receiveInstructions(t, stream)
+		if want == nil {
+			if len(got.Topology) > 0 {
+				t.Errorf("told %s, which is nothing new", got.Topology)
+			}
+			return
+		}
+		var topology mesh.Topology
+		if err := json.Unmarshal(got.Topology, &topology); err != nil || !reflect.DeepEqual(topology, *want) || got.IntervalMs == 0 {
+			t.Errorf("%v: told %s, want %+v", err, got, want)
+		}
+	}
+	expect(stream, nil)
+	for _, next := range []mesh.Topology{topology(mesh.Invalidate, 1), topology(mesh.Invalidate, 2), topology(mesh.Local, 2)} {
+		a.Publish(next)
+		a.Publish(next)
+		expect(stream, &next)
+		expect(connectAgent(t, address, insecure.NewCredentials(), &reports.Report{Agent: from("late")}), &next)
+	}
+	instruct(200 * time.Millisecond)
+	expect(stream, nil)
 }
 
 func TestBadReportsAreRefusedAndChangeNothing(t *testing.T) {

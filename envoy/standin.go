@@ -41,6 +41,15 @@ func standIn(s mesh.Shard) *endpointv3.LbEndpoint {
 	return h
 }
 
+// Address is that of a shard's Endpoint in the cluster that reads: of its primary, or its StandInPath; "" if it has neither.
+func Address(s mesh.Shard) string {
+	if s.StandIn != "" {
+		return StandInPath(s.Name, s.StandIn)
+	}
+	primary, _ := s.Primary()
+	return primary.Address
+}
+
 // StandInPath is where the agent answers for a shard, relative to the sidecar's folder, which is Envoy's working directory.
 func StandInPath(shard string, kind mesh.StandIn) string { return string(kind) + "/" + shard + ".sock" }
 

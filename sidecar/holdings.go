@@ -134,10 +134,10 @@ func (h *holdings) apply(sub *subscription, resp *discovery.DeltaDiscoveryRespon
 	}
 }
 
-// endpoints are the addresses of shards as Envoy has acknowledged them, "" where its clusters differ. Lanes do not count. A resource of a
-// kind that this agent does not know counts as none.
-func (h *holdings) endpoints() map[string]string {
-	all := map[string]string{}
+// endpoints are the addresses of shards as Envoy has acknowledged them, "" where its clusters differ, and which shards have lanes. A
+// resource of a kind that this agent does not know counts as none.
+func (h *holdings) endpoints() (all map[string]string, lanes map[string]bool) {
+	all, lanes = map[string]string{}, map[string]bool{}
 	for _, r := range h.held[envoy.EndpointType] {
 		listed, err := envoy.Endpoints(r)
 		if err != nil {
@@ -145,6 +145,7 @@ func (h *holdings) endpoints() map[string]string {
 		}
 		for _, e := range listed {
 			if e.Lane {
+				lanes[e.Shard] = true
 				continue
 			}
 			if address, ok := all[e.Shard]; ok && address != e.Address {
@@ -153,7 +154,7 @@ func (h *holdings) endpoints() map[string]string {
 			all[e.Shard] = e.Address
 		}
 	}
-	return all
+	return all, lanes
 }
 
 // mayHave are the resources of a type that Envoy has acknowledged, those on their way to it, and those that it gets when no control

@@ -55,7 +55,9 @@ type relay struct {
 	plane    string // address of the control plane that the current session is relayed to
 	nacks    map[string]int
 	has      map[string]string // the endpoints that Envoy acknowledged, see holdings.endpoints; replaced, never changed
-	changed  func()            // called when has is another
+	laned    map[string]bool   // the shards that have lanes, likewise
+	changed  func()            // called when either is another
+	sourced  func()            // called when another control plane serves Envoy
 
 	// settled is closed once Envoy has all that it asked for, with lanes of this agent.
 	settled chan struct{}
@@ -88,7 +90,7 @@ func newRelay(c Config, saved resources, lanes string, restarts func() int, sour
 	return &relay{
 		planes: newControlPlanes(c, source), addresses: c.Addresses, lanes: lanes, version: c.Version, restarts: restarts,
 		saves: make(chan resources, 1), log: c.Logger, holdings: newHoldings(saved),
-		changed: func() {}, settled: make(chan struct{}), prepare: func([]*discovery.Resource) {},
+		changed: func() {}, sourced: func() {}, settled: make(chan struct{}), prepare: func([]*discovery.Resource) {},
 		nacks: map[string]int{envoy.ClusterType: 0, envoy.EndpointType: 0, envoy.SecretType: 0, envoy.ListenerType: 0},
 	}
 }
@@ -350,17 +352,25 @@ func (r *relay) finish(s *session) {
 
 func (r *relay) serving(s *session, source, plane string) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.current == s {
 		r.source, r.plane, r.before = source, plane, source
 	}
+	r.mu.Unlock()
+	r.sourced()
 }
 
-// endpoints are those that Envoy has acknowledged. They do not change.
-func (r *relay) endpoints() map[string]string {
+// endpoints are those that Envoy has acknowledged, and the shards that have lanes. They do not change.
+func (r *relay) endpoints() (has map[string]string, lanes map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.has
+	return r.has, r.laned
+}
+
+// servedBy is the control plane to which Envoy's stream is relayed, "" if there is none.
+func (r *relay) servedBy() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plane
 }
 
 // mayHave are the endpoints that Envoy has or may get without another's doing.
@@ -392,8 +402,8 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 		restored = r.holdings.restore(rejected)
 	}
 	if req.TypeUrl == envoy.EndpointType {
-		if has := r.holdings.endpoints(); !maps.Equal(has, r.has) {
-			r.has = has
+		if has, laned := r.holdings.endpoints(); !maps.Equal(has, r.has) || !maps.Equal(laned, r.laned) {
+			r.has, r.laned = has, laned
 			r.changed()
 		}
 	}

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net"
@@ -39,6 +40,7 @@ type reporting struct {
 	planes    *controlPlanes
 	endpoints func() map[string]string // what Envoy has acknowledged, address by shard; never changed once returned
 	witness   *witness
+	topology  *topologies
 	keep      time.Duration // targets after a stream's end
 	log       *slog.Logger
 
@@ -58,10 +60,10 @@ type reportStream struct {
 	problem   string // why it is not connected, or why instructions are not followed
 }
 
-func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string) *reporting {
+func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies) *reporting {
 	return &reporting{
 		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -216,6 +218,7 @@ func (r *reporting) receive(s *reportStream, stream reports.Reports_ConnectClien
 	if headers, err := stream.Header(); err == nil && headers != nil {
 		s.forget.Stop()
 		defer s.forget.Reset(r.keep)
+		defer r.topology.withdraw(s)
 		r.set(s, true, "")
 		r.log.Info("reporting to a control plane", "control_plane", s.address)
 	}
@@ -225,12 +228,21 @@ func (r *reporting) receive(s *reportStream, stream reports.Reports_ConnectClien
 			return err
 		}
 		problem := ""
-		if err := r.witness.ask(s.asker, instructions); err != nil {
+		if err := r.follow(s, instructions); err != nil {
 			problem = err.Error()
 			r.log.Error("a control plane's instructions are not followed, those before are", "control_plane", s.address, "reason", err)
 		}
 		r.set(s, true, problem)
 	}
+}
+
+// follow does as instructed, as far as it can.
+func (r *reporting) follow(s *reportStream, instructions *reports.Instructions) error {
+	err := r.witness.ask(s.asker, instructions)
+	if text := instructions.GetTopology(); len(text) > 0 && len(text) <= reports.MaxTopology {
+		err = errors.Join(err, r.topology.offer(s, s.name, text))
+	}
+	return err
 }
 
 // changes are the endpoints that differ from what was told, as many as a report may have, and how many are left. It adds them

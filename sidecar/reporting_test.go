@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,9 +51,23 @@ type heard struct {
 func newHeard() *heard { return &heard{wake: make(chan struct{}, 1)} }
 
 func (h *heard) ask(interval, downAfter time.Duration, targets ...*reports.Target) {
+	h.tell(&reports.Instructions{IntervalMs: uint32(interval.Milliseconds()), DownAfterMs: uint32(downAfter.Milliseconds()), Targets: targets})
+}
+
+// publish instructs the agent to follow a topology.
+func (h *heard) publish(t testing.TB, topology mesh.Topology) {
+	t.Helper()
+	text, err := json.Marshal(topology)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.tell(&reports.Instructions{IntervalMs: 100, DownAfterMs: 300, Topology: text})
+}
+
+func (h *heard) tell(instructions *reports.Instructions) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.instruct = &reports.Instructions{IntervalMs: uint32(interval.Milliseconds()), DownAfterMs: uint32(downAfter.Milliseconds()), Targets: targets}
+	h.instruct = instructions
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -188,7 +203,8 @@ func startReporting(t testing.TB, endpoints map[string]string, planes ...*contro
 
 func runReporting(t testing.TB, c Config, source *certs.Source, endpoints map[string]string) (r *reporting, stop func()) {
 	t.Helper()
-	r = newReporting(c, newControlPlanes(c, source), func() map[string]string { return endpoints })
+	topologies := newTopologies(c.Region, func() string { return "" }, nil, c.Logger)
+	r = newReporting(c, newControlPlanes(c, source), func() map[string]string { return endpoints }, topologies)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.run(ctx) }()
@@ -396,7 +412,7 @@ func TestTargetsOfAControlPlaneThatStaysAwayAreForgotten(t *testing.T) {
 	plane := startedPlane(t)
 	plane.heard.ask(20*time.Millisecond, 200*time.Millisecond, &reports.Target{Shard: "all-0", Epoch: 1, Address: shards[0]})
 	c := Config{Name: "here-0", Region: "here", ControlPlanes: []string{plane.address}, Logger: slog.New(slog.DiscardHandler)}
-	r := newReporting(c, newControlPlanes(c, nil), func() map[string]string { return nil })
+	r := newReporting(c, newControlPlanes(c, nil), func() map[string]string { return nil }, newTopologies("here", func() string { return "" }, nil, slog.New(slog.DiscardHandler)))
 	r.keep = 300 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -509,7 +525,7 @@ func TestHoldingsKnowWhatIsAcknowledged(t *testing.T) {
 	}
 	want := func(all0 string) {
 		t.Helper()
-		if got := d.endpoints(); !maps.Equal(got, map[string]string{"all-0": all0, "all-1": "127.0.0.1:2"}) {
+		if got, _ := d.endpoints(); !maps.Equal(got, map[string]string{"all-0": all0, "all-1": "127.0.0.1:2"}) {
 			t.Errorf("endpoints %v, want all-0 at %q", got, all0)
 		}
 	}
@@ -524,7 +540,7 @@ func TestHoldingsKnowWhatIsAcknowledged(t *testing.T) {
 	ack(d.respond(envoy.EndpointType, nil, after[1]))
 	want("127.0.0.1:3")
 	ack(d.respond(envoy.EndpointType, nil, res(envoy.EndpointType, before[0].Name, "of another kind"), res(envoy.EndpointType, before[1].Name, "of another kind")))
-	if got := d.endpoints(); len(got) != 0 {
+	if got, _ := d.endpoints(); len(got) != 0 {
 		t.Errorf("endpoints %v, want none", got)
 	}
 }

@@ -14,6 +14,7 @@
 //	envoy.json        which process Envoy is
 //	envoy.log[.1]     what Envoy logs
 //	resources.pb      the acknowledged resources, see resources.go
+//	topology.json     the region's topology, as the agent follows it, see topology.go
 //	hold/SHARD.sock   what Envoy reaches in place of a shard whose primary is being switched, see hold.go
 //	null/SHARD.sock   what it reaches in place of a shard without any node, see null
 //	lanes-N/SHARD.sock  where it sends a shard's writes, of the Nth agent beside this Envoy, see lanes.go
@@ -40,7 +41,10 @@ import (
 	"github.com/cachemesh/cachemesh/envoy"
 )
 
-const resourcesFile = "resources.pb"
+const (
+	resourcesFile = "resources.pb"
+	topologyFile  = "topology.json"
+)
 
 // agent is all of a sidecar but Envoy.
 type agent struct {
@@ -48,6 +52,7 @@ type agent struct {
 	supervisor *supervisor
 	relay      *relay
 	reporting  *reporting
+	topologies *topologies
 	standIns   *standIns
 	lanes      *laneSockets
 }
@@ -112,8 +117,14 @@ func newAgent(c Config) (*agent, error) {
 		return nil, fmt.Errorf("lanes: %w", err)
 	}
 	r := newRelay(c, saved, lanes.folder, s.restartCount, source)
-	reporting := newReporting(c, r.planes, r.endpoints)
-	r.changed = reporting.acknowledged
+	topology, err := loadTopology(c.Region, filepath.Join(c.Dir, topologyFile))
+	if err != nil {
+		c.Logger.Error("the saved topology is ignored: lanes wait for a control plane", "error", err)
+	}
+	topologies := newTopologies(c.Region, r.servedBy, topology, c.Logger)
+	r.sourced = topologies.choose
+	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies)
+	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
 	standIns, err := newStandIns(c.Dir, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("stand-ins: %w", err)
@@ -124,7 +135,7 @@ func newAgent(c Config) (*agent, error) {
 	}
 	// An Envoy that outlived the agent before may need them already.
 	r.prepare(slices.Collect(maps.Values(saved[envoy.EndpointType])))
-	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, standIns: standIns, lanes: lanes}, nil
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
@@ -172,6 +183,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 		return nil
 	})
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
+	part(func() error { return a.topologies.save(serving, filepath.Join(a.config.Dir, topologyFile)) })
 	part(func() error { return a.reporting.run(serving) })
 	part(func() error { return a.sweep(serving) })
 	part(func() error { return a.supervisor.watch(serving) })

@@ -1,0 +1,326 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/commands"
+	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// laned is a topology whose one route is coherent.
+func laned(addresses ...string) mesh.Topology {
+	t := topology(addresses...)
+	t.Pools[0].Routes[0] = mesh.Route{Coherence: mesh.Invalidate, Writes: mesh.Update, Durability: mesh.DurablePrimary}
+	return t
+}
+
+// wires are lanes that pass bytes to the shard and write down those that come from Envoy.
+type wires struct {
+	shards map[string]string // addresses
+
+	mu        sync.Mutex
+	listeners map[string]net.Listener
+	heard     map[string]*strings.Builder // by shard
+	unbound   []string
+	running   sync.WaitGroup
+}
+
+func newWires(addresses ...string) *wires {
+	w := &wires{shards: map[string]string{}, listeners: map[string]net.Listener{}, heard: map[string]*strings.Builder{}}
+	for i, address := range addresses {
+		w.shards[fmt.Sprint("all-", i)] = address
+	}
+	return w
+}
+
+func (w *wires) bind(shard, path string) error {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listeners[shard], w.heard[shard] = l, new(strings.Builder)
+	w.running.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.running.Go(func() { w.pass(shard, conn) })
+		}
+	})
+	return nil
+}
+
+func (w *wires) pass(shard string, conn net.Conn) {
+	defer conn.Close()
+	node, err := net.Dial("tcp", w.shards[shard])
+	if err != nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(conn, node)
+		conn.Close()
+	}()
+	_, _ = io.Copy(io.MultiWriter(node, listener(func(p []byte) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.heard[shard].Write(p)
+	})), conn)
+	node.Close()
+}
+
+type listener func(p []byte)
+
+func (l listener) Write(p []byte) (int, error) {
+	l(p)
+	return len(p), nil
+}
+
+func (w *wires) unbind(shard string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listeners[shard].Close()
+	w.unbound = append(w.unbound, shard)
+}
+
+func (w *wires) close() {
+	w.mu.Lock()
+	for _, l := range w.listeners {
+		l.Close()
+	}
+	w.mu.Unlock()
+}
+
+// take is what was heard since the last time, by shard.
+func (w *wires) take() map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := map[string]string{}
+	for shard, b := range w.heard {
+		if b.Len() > 0 {
+			all[shard] = strings.ToLower(b.String())
+		}
+		b.Reset()
+	}
+	return all
+}
+
+// startWired runs the sidecar with such lanes.
+func (s *sidecar) startWired(t testing.TB, w *wires) *agent {
+	t.Helper()
+	c, err := s.config.complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := newAgent(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lanes.bind, a.lanes.unbind = w.bind, w.unbind
+	metrics, err := net.Listen("tcp", c.Metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	xds, err := listenXDS(filepath.Join(c.Dir, xdsSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel, s.done = cancel, make(chan error, 1)
+	go func() {
+		defer w.close()
+		defer a.standIns.close()
+		s.done <- a.run(ctx, metrics, xds)
+	}()
+	t.Cleanup(func() { s.stop(t) })
+	return a
+}
+
+// over are clients of both listeners, which never retry.
+func (s *sidecar) over(t testing.TB) map[string]*redis.Client {
+	return map[string]*redis.Client{
+		"RESP2": s.client(t), "RESP3": newClient(t, &redis.Options{Addr: s.config.Addresses.RedisRESP3, Protocol: 3}),
+	}
+}
+
+// shardOf is the shard to which the ring gives a key.
+func shardOf(t testing.TB, topology mesh.Topology, key string) string {
+	t.Helper()
+	ring, err := envoy.Ring(topology.Pools[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return topology.Pools[0].Shards[ring.Find([]byte(key))].Name
+}
+
+func TestWritesGoToTheLaneOfTheirShardAndReadsToTheShard(t *testing.T) {
+	plane := newControlPlane(t)
+	to := laned(shards...)
+	plane.serve(t, "1", build(t, to))
+	plane.start(t)
+	s, w := newSidecar(t, plane.address), newWires(shards...)
+	s.startWired(t, w)
+	s.waitServing(t)
+	writes := [][]any{
+		{"set", "K", "1"}, {"incr", "K"}, {"expire", "K", "100"}, {"getdel", "K"}, {"setex", "K", "100", "v"}, {"append", "K", "v"}, {"mset", "K", "v"},
+		{"touch", "K"}, {"unlink", "K"}, {"del", "K"}, {"hset", "K", "f", "v"}, {"hdel", "K", "f"}, {"lpush", "K", "v"}, {"lpop", "K"},
+		{"eval", "return redis.call('set', KEYS[1], ARGV[1])", "1", "K", "v"},
+	}
+	reads := [][]any{{"get", "K"}, {"mget", "K"}, {"exists", "K"}, {"ttl", "K"}, {"type", "K"}, {"strlen", "K"}, {"object", "encoding", "K"}, {"dump", "K"}}
+	for protocol, client := range s.over(t) {
+		seen := map[string]bool{}
+		for i := range 8 {
+			key := fmt.Sprintf("%s-%s-%d", t.Name(), protocol, i)
+			shard := shardOf(t, to, key)
+			seen[shard] = true
+			run := func(command []any) map[string]string {
+				args := slices.Clone(command)
+				args[slices.Index(args, any("K"))] = key
+				w.take()
+				if err := client.Do(t.Context(), args...).Err(); err != nil && !errors.Is(err, redis.Nil) {
+					t.Errorf("%s: %v: %v", protocol, args, err)
+				}
+				return w.take()
+			}
+			for _, command := range writes {
+				heard := run(command)
+				name := strings.TrimPrefix(command[0].(string), "m") // Envoy makes a SET of each part of an MSET
+				if len(heard) != 1 || !strings.Contains(heard[shard], name) || !strings.Contains(heard[shard], strings.ToLower(key)) {
+					t.Errorf("%s: %v of %s, on %s: the lanes heard %q", protocol, command, key, shard, heard)
+				}
+			}
+			for _, command := range reads { // of a key that the script has set
+				if heard := run(command); len(heard) > 0 {
+					t.Errorf("%s: %v of %s: the lanes heard %q", protocol, command, key, heard)
+				}
+			}
+		}
+		if len(seen) != len(shards) {
+			t.Errorf("only %v were used", seen)
+		}
+		w.take()
+		for _, args := range [][]any{{"getset", "k", "v"}, {"getex", "k", "persist"}, {"xadd", "k", "*", "f", "v"}, {"multi"}, {"exec"}, {"watch", "k"}} {
+			if err := client.Do(t.Context(), args...).Err(); err == nil || err.Error() != commands.FaultError {
+				t.Errorf("%s: %v: error %v, want %q", protocol, args, err, commands.FaultError)
+			}
+		}
+		if heard := w.take(); len(heard) > 0 {
+			t.Errorf("the lanes heard %q", heard)
+		}
+	}
+}
+
+// transactional is a topology in which lanes check transactions.
+func transactional(addresses ...string) mesh.Topology {
+	t := topology(addresses...)
+	t.Transactions = mesh.TransactionsLanes
+	return t
+}
+
+func TestTransactionsGoToOneLane(t *testing.T) {
+	plane := newControlPlane(t)
+	to := transactional(shards...)
+	plane.serve(t, "1", build(t, to))
+	plane.start(t)
+	s, w := newSidecar(t, plane.address), newWires(shards...)
+	s.startWired(t, w)
+	s.waitServing(t)
+	for protocol, client := range s.over(t) {
+		for i := range 8 {
+			key := fmt.Sprintf("%s-%s-%d", t.Name(), protocol, i)
+			w.take()
+			var get *redis.StringCmd
+			if _, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+				p.Set(t.Context(), key, "v", 0)
+				get = p.Get(t.Context(), key)
+				return nil
+			}); err != nil || get.Val() != "v" {
+				t.Fatalf("%s: %v, GET in it: %q", protocol, err, get.Val())
+			}
+			heard, shard := w.take(), shardOf(t, to, key)
+			for _, part := range []string{"multi", "set", "get", "exec"} {
+				if len(heard) != 1 || !strings.Contains(heard[shard], part) {
+					t.Errorf("%s: %s of a transaction over %s: the lanes heard %q", protocol, part, key, heard)
+				}
+			}
+		}
+		if err := client.Do(t.Context(), "watch", "k").Err(); err == nil || err.Error() != commands.FaultError {
+			t.Errorf("%s: WATCH: %v", protocol, err)
+		}
+	}
+}
+
+func TestLaneSocketsAreBoundWhileTheyAreNamed(t *testing.T) {
+	dir := t.TempDir()
+	log := newSidecar(t, "127.0.0.1:1").config.Logger
+	l, err := newLaneSockets(dir, false, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWires(shards...)
+	l.bind, l.unbind = w.bind, w.unbind
+	defer w.close()
+	endpoints := func(addresses ...string) []*discovery.Resource { return build(t, laned(addresses...)).Endpoints }
+	l.apply(build(t, topology(shards...)).Endpoints)
+	if got := l.shards(); len(got) > 0 {
+		t.Errorf("without coherent routes %v are bound", got)
+	}
+	l.apply(endpoints(shards...))
+	l.apply(endpoints(shards...))
+	for _, shard := range []string{"all-0", "all-1"} {
+		conn, err := net.Dial("unix", filepath.Join(dir, "lanes-1", shard+".sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	l.sweep(endpoints(shards[0]))
+	if got := l.shards(); len(got) != 2 {
+		t.Errorf("%v are bound after one sweep", got)
+	}
+	l.sweep(endpoints(shards...))
+	l.sweep(endpoints(shards[0]))
+	l.sweep(endpoints(shards[0]))
+	if got := l.shards(); !slices.Equal(got, []string{"all-0"}) || !slices.Equal(w.unbound, []string{"all-1"}) {
+		t.Errorf("%v are bound, %v were unbound", got, w.unbound)
+	}
+
+	// The next agent finds its folder again, one beside this has another, which later is the only one.
+	again, err := newLaneSockets(dir, false, log)
+	if err != nil || again.folder != "lanes-1" {
+		t.Errorf("%v, %v", again.folder, err)
+	}
+	beside, err := newLaneSockets(dir, true, log)
+	if err != nil || beside.folder != "lanes-2" {
+		t.Errorf("%v, %v", beside.folder, err)
+	}
+	beside.tidy(dir)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func TestVersionsOfAnotherAgentsLanesAreUnknown(t *testing.T) {
+	versions := map[string]string{"all": "1", "all/writes": "2@lanes-3", "other/writes": "3@lanes-2"}
+	cutLaneVersions(versions, "lanes-3")
+	if want := map[string]string{"all": "1", "all/writes": "2", "other/writes": unknownVersion}; !maps.Equal(versions, want) {
+		t.Errorf("%v, want %v", versions, want)
+	}
+}
