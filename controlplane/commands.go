@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/mesh"
@@ -146,6 +148,10 @@ func (a commandAPI) run(w http.ResponseWriter, r *http.Request, command shards.C
 	var elsewhere notLeading
 	switch {
 	case err == nil:
+		event.Pool = cmp.Or(event.Pool, command.Pool)
+		if event.Time.IsZero() {
+			event.Time = time.Now() // a restart is answered before its event is written
+		}
 		writeJSON(w, http.StatusOK, event)
 	case errors.As(err, &elsewhere) && elsewhere.leader != "":
 		http.Redirect(w, r, elsewhere.leader+r.URL.Path, http.StatusTemporaryRedirect)

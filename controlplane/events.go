@@ -134,28 +134,17 @@ func (l *eventLog) forget() {
 	l.damaged = true
 }
 
-// write brings the file up to date. It is opened each time, so that it may be removed, and another control plane that waits on the
-// same folder may rewrite it.
+// write brings the file up to date.
 func (l *eventLog) write(fresh []shards.Event) error {
 	if l.path == "" {
 		return nil
 	}
-	for !l.damaged {
-		file, err := os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
+	if !l.damaged {
+		full, err := l.add(jsonLines(fresh))
+		if !full {
 			return err
 		}
-		lines := jsonLines(fresh)
-		info, err := file.Stat()
-		if err == nil && info.Size()+int64(len(lines)) > maxEventsBytes {
-			file.Close()
-			l.forget()
-			break
-		}
-		if err == nil {
-			_, err = file.Write(lines)
-		}
-		return errors.Join(err, file.Close())
+		l.forget()
 	}
 	lines := jsonLines(l.events)
 	for len(lines) > maxEventsBytes {
@@ -167,6 +156,23 @@ func (l *eventLog) write(fresh []shards.Event) error {
 	}
 	l.damaged = false
 	return nil
+}
+
+// add appends lines to the file unless it is full then. It is opened each time, so that it may be removed, and another control plane
+// that waits on the same folder may rewrite it.
+func (l *eventLog) add(lines []byte) (full bool, err error) {
+	file, err := os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return false, err
+	}
+	info, err := file.Stat()
+	if err == nil && info.Size()+int64(len(lines)) > maxEventsBytes {
+		return true, file.Close()
+	}
+	if err == nil {
+		_, err = file.Write(lines)
+	}
+	return false, errors.Join(err, file.Close())
 }
 
 func jsonLines(events []shards.Event) []byte {
