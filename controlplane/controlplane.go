@@ -276,12 +276,6 @@ func (c *ControlPlane) publish() {
 	}
 }
 
-// state is what the region's control planes agree on, as far as this one knows.
-func (c *ControlPlane) state() shards.State {
-	state, _ := c.manager.state()
-	return state
-}
-
 // complete keeps shards on their ring that the state knows no more: a state that was lost empties no ring.
 func complete(next, last mesh.Topology, waits []string) mesh.Topology {
 	for i := range next.Pools {
