@@ -166,6 +166,11 @@ func TestComposeConnections(t *testing.T) {
 		kinds[args[0]]++
 		switch args[0] {
 		case "controlplane":
+			advertised, ok := strings.CutPrefix(flagOf(args, "advertise"), "http://")
+			if host, _, _ := strings.Cut(advertised, ":"); !ok || host != name {
+				t.Errorf("%s advertises %s", name, flagOf(args, "advertise"))
+			}
+			answers(t, p, name, advertised)
 			u, err := url.Parse(*s.Environment["CONSUL_HTTP_ADDR"])
 			if err != nil || u.Host != flagOf(args, "region")+"-consul:8500" {
 				t.Errorf("%s: its Consul is %v (%v)", name, u, err)
@@ -262,22 +267,45 @@ func TestComposeShards(t *testing.T) {
 		if out, err := exec.CommandContext(t.Context(), consul, "validate", "compose/consul/"+region.Name, folder).CombinedOutput(); err != nil {
 			t.Errorf("consul validate: %v: %s (`make consul` builds it)", err, out)
 		}
-		registered := map[string]bool{}
+		registered := map[string]int{}
 		for _, r := range shardsOf(t, region.Name) {
-			registered[r.Meta["pool"]+"/"+r.Meta["shard"]] = true
-			redis, there := p.Services[region.Name+"-"+r.Meta["shard"]]
+			registered[r.Meta["pool"]+"/"+r.Meta["shard"]]++
+			redis, there := p.Services[region.Name+"-"+r.ID]
+			if r.ID != r.Meta["shard"]+"-"+r.Meta["zone"] {
+				t.Errorf("region %s: the registration %s is of node %s of %s", region.Name, r.ID, r.Meta["zone"], r.Meta["shard"])
+			}
 			if !there || redis.Networks["mesh"].Ipv4Address != r.Address || r.Port != 6379 || r.Name != "cachemesh-shard" || r.Check.TCP != r.Address+":6379" {
 				t.Errorf("region %s: the registration %+v is of no Redis service", region.Name, r)
 			}
 		}
 		for _, s := range region.Shards {
-			if !registered[s.Pool+"/"+s.Name] {
-				t.Errorf("region %s: nothing registers for shard %s of %s", region.Name, s.Name, s.Pool)
+			if n := registered[s.Pool+"/"+s.Name]; n != 2 {
+				t.Errorf("region %s: %d nodes register for shard %s of %s, want two", region.Name, n, s.Name, s.Pool)
 			}
 		}
 		if len(registered) != len(region.Shards) {
 			t.Errorf("region %s: %d shards, registrations for %d", region.Name, len(region.Shards), len(registered))
 		}
+	}
+}
+
+// Redis nodes wait for their role, are healthy while they do, and are started again however they end.
+func TestComposeRedis(t *testing.T) {
+	nodes := 0
+	for name, s := range project(t).Services {
+		if len(s.Command) == 0 || s.Command[0] != "redis-server" {
+			continue
+		}
+		if nodes++; s.Restart != types.RestartPolicyAlways {
+			t.Errorf("%s: restart %q", name, s.Restart)
+		}
+		if want := []string{"CMD", "redis-cli", "-e", "info", "server"}; !slices.Equal(s.HealthCheck.Test, want) {
+			t.Errorf("%s: the health check is %v: only %v is answered by a node without a role", name, s.HealthCheck.Test, want)
+		}
+		startsAsReplicaOfNobody(t, name, s.Command, "")
+	}
+	if nodes != 16 {
+		t.Errorf("%d Redis nodes", nodes)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -248,14 +249,9 @@ func TestInjectedPodsAreValid(t *testing.T) {
 	}
 }
 
-// Redis pods register under the names that the example's mesh has for shards.
+// Redis pods register for the example mesh's shards, two nodes each, and start as replicas of nobody.
 func TestRedisExample(t *testing.T) {
 	all := decode(t, "redis.yaml", read(t, examples+"/redis.yaml"))
-	set := all.statefulSets[0]
-	checkPod(t, "redis", set.Spec.Template.Labels, set.Spec.Selector, set.Spec.Template.Spec)
-	if set.Spec.ServiceName != all.services[0].Name || !labels.SelectorFromSet(all.services[0].Spec.Selector).Matches(labels.Set(set.Spec.Template.Labels)) {
-		t.Error("the Service is not that of the StatefulSet")
-	}
 	mesh(t, examples+"/mesh.yaml")
 	var m struct {
 		Pools []struct {
@@ -267,15 +263,44 @@ func TestRedisExample(t *testing.T) {
 	if err := yaml.Unmarshal(read(t, examples+"/mesh.yaml"), &m); err != nil {
 		t.Fatal(err)
 	}
-	register := set.Spec.Template.Spec.InitContainers[0]
-	pool := flagOf(register.Args, "pool")
-	if len(m.Regions[0].Shards) != int(*set.Spec.Replicas) {
-		t.Errorf("%d shards, %d Redis pods", len(m.Regions[0].Shards), *set.Spec.Replicas)
-	}
-	for i, shard := range m.Regions[0].Shards {
-		if pod := set.Name + "-" + strconv.Itoa(i); shard.Name != pod || shard.Pool != pool {
-			t.Errorf("shard %s of %s, and the pod %s registers for %s", shard.Name, shard.Pool, pod, pool)
+	nodes, ids := map[string]int{}, map[string]bool{}
+	for _, set := range all.statefulSets {
+		pod := set.Spec.Template
+		checkPod(t, set.Name, pod.Labels, set.Spec.Selector, pod.Spec)
+		if set.Spec.ServiceName != all.services[0].Name || !labels.SelectorFromSet(all.services[0].Spec.Selector).Matches(labels.Set(pod.Labels)) {
+			t.Errorf("%s: the Service is another's", set.Name)
 		}
+		if budget, err := metav1.LabelSelectorAsSelector(all.budgets[0].Spec.Selector); err != nil || !budget.Matches(labels.Set(pod.Labels)) || all.budgets[0].Spec.MaxUnavailable.IntValue() != 1 {
+			t.Errorf("%s: both nodes of a shard may be drained at once (%v)", set.Name, err)
+		}
+		for other := range all.statefulSets {
+			o := all.statefulSets[other]
+			if match, err := metav1.LabelSelectorAsSelector(o.Spec.Selector); err != nil || match.Matches(labels.Set(pod.Labels)) != (o.Name == set.Name) {
+				t.Errorf("%s selects the pods of %s (%v)", o.Name, set.Name, err)
+			}
+		}
+		register := pod.Spec.InitContainers[0]
+		for i := range int(*set.Spec.Replicas) {
+			shard := strings.ReplaceAll(flagOf(register.Args, "shard"), "$(POD_INDEX)", strconv.Itoa(i))
+			nodes[flagOf(register.Args, "pool")+"/"+shard]++
+			ids[strings.ReplaceAll(flagOf(register.Args, "id"), "$(POD_NAME)", set.Name+"-"+strconv.Itoa(i))] = true
+		}
+		for _, name := range []string{"POD_NAME", "POD_INDEX", "POD_IP"} {
+			if !slices.ContainsFunc(register.Env, func(e corev1.EnvVar) bool { return e.Name == name && e.ValueFrom != nil && e.ValueFrom.FieldRef != nil }) {
+				t.Errorf("%s: the register container does not know %s", set.Name, name)
+			}
+		}
+		if set.Spec.Template.Spec.RestartPolicy != "" && set.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyAlways {
+			t.Errorf("%s: a node that was asked to end stays down", set.Name)
+		}
+		startsAsReplicaOfNobody(t, set.Name, pod.Spec.Containers[0].Command, "of-the-test")
+	}
+	want := map[string]int{}
+	for _, shard := range m.Regions[0].Shards {
+		want[shard.Pool+"/"+shard.Name] = 2
+	}
+	if diff := cmp.Diff(want, nodes); diff != "" || len(ids) != 2*len(want) {
+		t.Errorf("%d registrations; nodes of the mesh's shards (-want +got):\n%s", len(ids), diff)
 	}
 	app := decode(t, "app.injected.yaml", read(t, examples+"/app.injected.yaml")).deployments[0]
 	if file := m.Pools[0].Redis.PasswordFile; !mounted(app.Spec.Template.Spec.InitContainers[0], file) {
