@@ -124,9 +124,7 @@ func refused(protocol redisv3.RedisProxy_ProtocolVersion, t mesh.Topology) []str
 }
 
 func prefixRoutes(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes {
-	routes := &redisv3.RedisProxy_PrefixRoutes{
-		Routes: []*redisv3.RedisProxy_PrefixRoutes_Route{{Prefix: mesh.ReservedPrefix, Cluster: NowhereCluster}},
-	}
+	routes := &redisv3.RedisProxy_PrefixRoutes{Routes: []*redisv3.RedisProxy_PrefixRoutes_Route{reserved(t)}}
 	for _, p := range t.Pools {
 		for _, r := range p.Routes {
 			route := route(t, p, r)
@@ -138,6 +136,17 @@ func prefixRoutes(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes {
 		}
 	}
 	return routes
+}
+
+// reserved refuses the keys that are cachemesh's own. Envoy crashes over a transaction that begins with a key whose cluster has no host, so
+// where there are transactions the writes go to lanes, which refuse them.
+func reserved(t mesh.Topology) *redisv3.RedisProxy_PrefixRoutes_Route {
+	r := &redisv3.RedisProxy_PrefixRoutes_Route{Prefix: mesh.ReservedPrefix, Cluster: NowhereCluster}
+	if t.Transactions == mesh.TransactionsLanes && len(t.Pools) > 0 {
+		r.Cluster = t.Pools[0].Name + writes
+		r.ReadCommandPolicy = &redisv3.RedisProxy_PrefixRoutes_Route_ReadCommandPolicy{Cluster: NowhereCluster}
+	}
+	return r
 }
 
 // route sends everything straight to the shards, but for writes where they go through lanes.

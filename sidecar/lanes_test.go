@@ -267,6 +267,42 @@ func TestTransactionsGoToOneLane(t *testing.T) {
 	}
 }
 
+// Envoy 1.40 crashes over a transaction whose first key has a cluster without hosts.
+func TestTransactionsOverKeysWithoutAPoolCrashNothing(t *testing.T) {
+	plane := newControlPlane(t)
+	to := transactional(shards...)
+	to.Pools[0].Routes[0].Prefix = "a:"
+	plane.serve(t, "1", build(t, to))
+	plane.start(t)
+	s, w := newSidecar(t, plane.address), newWires(shards...)
+	s.startWired(t, w)
+	eventually(t, func() error { return s.client(t).Set(t.Context(), "a:1", "v", 0).Err() })
+	for protocol, client := range s.over(t) {
+		for _, first := range [][]any{{"set", "nowhere", "v"}, {"get", "nowhere"}, {"set", "cachemesh:epoch", "9"}, {"get", "cachemesh:epoch"}} {
+			w.take()
+			if _, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
+				p.Do(t.Context(), first...)
+				return nil
+			}); errors.Is(err, io.EOF) {
+				t.Fatalf("%s: %v: %v", protocol, first, err)
+			}
+			reserved := first[0] == "set" && first[1] == "cachemesh:epoch"
+			if heard := fmt.Sprint(w.take()); strings.Contains(heard, "cachemesh:epoch") != reserved {
+				t.Errorf("%s: %v: the lanes heard %s, which are to refuse it", protocol, first, heard)
+			}
+		}
+		if err := client.Get(t.Context(), "cachemesh:epoch").Err(); err == nil || !strings.Contains(err.Error(), "no upstream host") {
+			t.Errorf("%s: a reserved key is read: %v", protocol, err)
+		}
+	}
+	if restarts := s.status(t).Envoy.Restarts; len(restarts) > 0 {
+		t.Errorf("Envoy crashed: %v", restarts)
+	}
+	for _, address := range shards {
+		newClient(t, &redis.Options{Addr: address}).Del(t.Context(), "cachemesh:epoch")
+	}
+}
+
 func TestLaneSocketsAreBoundWhileTheyAreNamed(t *testing.T) {
 	dir := t.TempDir()
 	log := newSidecar(t, "127.0.0.1:1").config.Logger
