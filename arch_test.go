@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"node":                      {"certs", "mesh", "shards"},
 	"reports":                   {},
 	"resp":                      {},
+	"lane":                      {"commands", "mesh", "node", "resp", "ring", "sidecar/null"},
 	"sim":                       {"mesh", "shards"},
 	"sim/mutants":               {},
 	"controlplane/xds":          {"envoy"},

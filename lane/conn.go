@@ -1,0 +1,548 @@
+package lane
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/resp"
+	"github.com/cachemesh/cachemesh/sidecar/null"
+)
+
+// Bounds of what one connection takes.
+const (
+	firstBuffer = 16 << 10
+	maxBuffered = 1 << 20 // longer commands are passed on as they come
+	maxArgs     = 1 << 20
+	maxBacklog  = 1 << 20 // of replies that the peer does not take, before its commands wait
+	maxReplies  = 8 << 20 // of the same, before the lane waits
+)
+
+// conn is a connection of Envoy's. Its goroutine reads; who answers writes: an executor while commands are outstanding, and the
+// goroutine itself otherwise.
+type conn struct {
+	s      *Server
+	net    *net.UnixConn
+	raw    syscall.RawConn
+	writer func(fd uintptr) bool // writes out without waiting, and sets wrote and failed
+	wrote  int
+	failed error
+
+	in       []byte
+	r, w     int // what is unread in in
+	scan     resp.Scanner
+	executor *executor
+	policy   *policy
+	resp3    bool
+	keys     []key
+	tx       *transaction
+	held     bool // the executor's lock
+	added    int  // items since
+
+	out []byte // replies, of who answers
+
+	mu          sync.Mutex
+	changed     *sync.Cond
+	outstanding int
+	backlog     []byte // what the peer did not take yet
+	draining    bool   // a goroutine writes backlog
+	dead        bool
+}
+
+func newConn(s *Server, n *net.UnixConn) (*conn, error) {
+	raw, err := n.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{s: s, net: n, raw: raw, in: make([]byte, firstBuffer), executor: s.executors[0]}
+	c.changed = sync.NewCond(&c.mu)
+	c.writer = func(fd uintptr) bool {
+		c.wrote, c.failed = ignoreInterrupt(func() (int, error) { return syscall.Write(int(fd), c.out) })
+		return true
+	}
+	return c, nil
+}
+
+func ignoreInterrupt(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != syscall.EINTR {
+			return n, err
+		}
+	}
+}
+
+// serve reads until the connection ends.
+func (c *conn) serve() {
+	defer c.close()
+	for {
+		if err := c.room(); err != nil {
+			c.refuse("ERR " + err.Error())
+			return
+		}
+		n, err := c.net.Read(c.in[c.w:])
+		c.w += n
+		if n == 0 && err != nil {
+			return
+		}
+		if err := c.process(); err != nil {
+			var broken *resp.Error
+			if errors.As(err, &broken) {
+				c.refuse("ERR " + err.Error())
+			}
+			return
+		}
+		if !c.patient() {
+			return
+		}
+	}
+}
+
+// process takes all commands that are there whole.
+func (c *conn) process() error {
+	defer c.release()
+	for c.r < c.w {
+		n, err := c.scan.Next(c.in[c.r:c.w], maxArgs)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			if c.scan.Needs() <= maxBuffered {
+				break
+			}
+			c.release()
+			if err := c.large(); err != nil {
+				return err
+			}
+			continue
+		}
+		cmd := command{c.in[c.r : c.r+n], c.scan.Args}
+		c.r += n
+		if err := c.take(cmd); err != nil {
+			return err
+		}
+	}
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+	}
+	return nil
+}
+
+// room makes some for more bytes, or says that there is none.
+func (c *conn) room() error {
+	if c.r > 0 {
+		c.w = copy(c.in, c.in[c.r:c.w])
+		c.r = 0
+	}
+	if len(c.in) > firstBuffer && c.w <= firstBuffer/2 {
+		c.s.buffers.Add(firstBuffer - int64(len(c.in)))
+		c.in = append(make([]byte, 0, firstBuffer), c.in[:c.w]...)[:firstBuffer]
+	}
+	if cap(c.scan.Args) > maxItems && c.w == 0 {
+		c.scan = resp.Scanner{}
+	}
+	if c.w < len(c.in) {
+		return nil
+	}
+	more := max(2*len(c.in), min(c.scan.Needs(), maxBuffered))
+	if more > 2*maxBuffered {
+		return errors.New("a command has too many arguments")
+	}
+	if c.s.buffers.Add(int64(more-len(c.in))) > maxBuffers {
+		c.s.buffers.Add(int64(len(c.in) - more))
+		return errors.New("a lane has no memory left for unfinished commands")
+	}
+	grown := make([]byte, more)
+	c.w = copy(grown, c.in[:c.w])
+	c.in = grown
+	return nil
+}
+
+// hold makes the executor's batch this connection's to add to.
+func (c *conn) hold() *batch {
+	e := c.executor
+	if c.held && e.pending.full() {
+		c.release()
+	}
+	if !c.held {
+		c.held = true
+		c.policy = c.s.policy.Load()
+		e.mu.Lock()
+		for e.pending.full() {
+			e.space.Wait()
+		}
+	}
+	if e.pending.empty() {
+		e.pending.since = time.Now()
+	}
+	c.added++
+	return e.pending
+}
+
+// release lets the executor have what was added.
+func (c *conn) release() {
+	if !c.held {
+		return
+	}
+	c.held = false
+	e := c.executor
+	if c.added > 0 {
+		e.pending.bursts = append(e.pending.bursts, burst{c, c.added})
+		c.mu.Lock()
+		c.outstanding += c.added
+		c.mu.Unlock()
+		c.added = 0
+		if e.idle {
+			e.idle = false
+			e.work.Signal()
+		}
+	}
+	e.mu.Unlock()
+}
+
+// take is what becomes of one command.
+func (c *conn) take(cmd command) error {
+	var buffer [24]byte
+	name := cmd.name(&buffer)
+	s, known := specs[string(name)]
+	if !known {
+		return c.control(string(name), cmd)
+	}
+	b := c.hold()
+	if !s.fits(cmd) {
+		c.wrong(b, "ERR wrong number of arguments for '"+string(name)+"' command")
+		return nil
+	}
+	from, end, step, ok := s.keys(cmd)
+	if !ok {
+		c.wrong(b, "ERR Number of keys can't be greater than number of args")
+		return nil
+	}
+	it := item{conn: c, commands: 1}
+	done := s.outcome(cmd, time.Duration(c.s.ahead.Load()))
+	it.removal = done == removes && s.effect != scripted
+	c.keys = c.keys[:0]
+	for i := from; i < end; i += step {
+		if refusal := c.touch(&it, cmd, i, done, i > from); refusal != "" {
+			c.wrong(b, refusal)
+			return nil
+		}
+	}
+	if s.effect == stores && done != reads {
+		c.keys = c.keys[:0]
+		if refusal := c.touch(&it, cmd, stored(cmd), done, true); refusal != "" {
+			c.wrong(b, refusal)
+			return nil
+		}
+	}
+	if c.tx != nil {
+		if c.tx.add(it, cmd.raw, c.keys) {
+			b.answer(c, queued)
+		} else {
+			c.wrong(b, "ERR a transaction of more than 1 MiB")
+		}
+		return nil
+	}
+	b.add(it, cmd.raw, c.keys)
+	return nil
+}
+
+// Answers of Redis's own, which clients look for.
+var (
+	fine   = []byte("+OK\r\n")
+	queued = []byte("+QUEUED\r\n")
+)
+
+const (
+	crossSlot = "CROSSSLOT Keys in request don't hash to the same slot"
+	reserved  = `ERR keys under "` + mesh.ReservedPrefix + `" belong to cachemesh`
+	execAbort = "EXECABORT Transaction discarded because of previous errors."
+)
+
+// touch notes the key that is argument i. other says that the command has more keys than this one. It returns what is wrong with it.
+func (c *conn) touch(it *item, cmd command, i int, done effect, other bool) (refusal string) {
+	k := cmd.arg(i)
+	if bytes.HasPrefix(k, []byte(mesh.ReservedPrefix)) {
+		return reserved
+	}
+	if other || c.tx != nil {
+		if !c.together(cmd, k) {
+			return crossSlot
+		}
+	}
+	r := c.policy.route(k)
+	remembered, removed := coherent(r, done)
+	if remembered {
+		c.keys = append(c.keys, key{cmd.args[i].From, cmd.args[i].To, removed})
+	}
+	if r != nil && r.Durability == mesh.DurableReplica && done != reads {
+		it.waits = true
+	}
+	return ""
+}
+
+// together says whether a key is on the shard of the transaction's first, or of the command's.
+func (c *conn) together(cmd command, k []byte) bool {
+	if c.policy.shard == nil {
+		return true
+	}
+	here := c.policy.shard(k)
+	if c.tx == nil {
+		s := specs[string(cmd.name(new([24]byte)))]
+		from, _, _, _ := s.keys(cmd)
+		return here == c.policy.shard(cmd.arg(from))
+	}
+	if c.tx.shard == "" {
+		c.tx.shard = here
+	}
+	return here == c.tx.shard
+}
+
+// wrong answers with an error, which also spoils a transaction.
+func (c *conn) wrong(b *batch, text string) {
+	if c.tx != nil {
+		c.tx.spoiled = true
+	}
+	b.answer(c, failure(text))
+}
+
+func failure(text string) []byte { return []byte("-" + text + "\r\n") }
+
+// transaction is what a client queues between MULTI and EXEC.
+type transaction struct {
+	it      item
+	raw     []byte
+	keys    []key
+	shard   string // of its keys
+	spoiled bool
+}
+
+func (t *transaction) add(it item, raw []byte, keys []key) bool {
+	if len(t.raw)+len(raw) > maxBuffered || t.it.commands >= maxItems {
+		return false
+	}
+	base := len(t.raw)
+	t.raw = append(t.raw, raw...)
+	for _, k := range keys {
+		t.keys = append(t.keys, key{base + k.from, base + k.to, k.removed})
+	}
+	t.it.commands++
+	t.it.waits = t.it.waits || it.waits
+	return true
+}
+
+// control is a command about the connection, or one that no lane takes.
+func (c *conn) control(name string, cmd command) error {
+	switch name {
+	case "multi", "exec", "discard":
+		b := c.hold()
+		if len(cmd.args) != 1 {
+			c.wrong(b, "ERR wrong number of arguments for '"+name+"' command")
+			return nil
+		}
+		c.transact(b, name)
+	case "hello":
+		// The answers before are in the protocol before.
+		c.release()
+		if !c.quiet() {
+			return net.ErrClosed
+		}
+		var out bytes.Buffer
+		w := resp.NewWriter(&out)
+		w.RESP3 = c.resp3
+		null.Answer(w, arguments(cmd))
+		_ = w.Flush() // into memory
+		c.resp3 = w.RESP3
+		c.executor = c.s.executors[0]
+		if c.resp3 {
+			c.executor = c.s.executors[1]
+		}
+		c.out = append(c.out, out.Bytes()...)
+		c.flush()
+	case "auth", "client", "ping", "echo", "select", "quit", "readonly":
+		var out bytes.Buffer
+		w := resp.NewWriter(&out)
+		w.RESP3 = c.resp3
+		null.Answer(w, arguments(cmd))
+		_ = w.Flush()
+		c.hold().answer(c, out.Bytes())
+	default:
+		if len(name) == 0 {
+			name = "?"
+		}
+		c.wrong(c.hold(), "ERR unknown command '"+name+"', or one that lanes do not take: `cachemesh explain` says what to use instead")
+	}
+	return nil
+}
+
+func arguments(cmd command) [][]byte {
+	args := make([][]byte, len(cmd.args))
+	for i := range args {
+		args[i] = cmd.arg(i)
+	}
+	return args
+}
+
+func (c *conn) transact(b *batch, name string) {
+	switch {
+	case name == "multi" && c.tx != nil:
+		b.answer(c, failure("ERR MULTI calls can not be nested"))
+	case name == "multi":
+		c.tx = &transaction{it: item{conn: c, transaction: true}}
+		b.answer(c, fine)
+	case c.tx == nil:
+		b.answer(c, failure("ERR "+map[string]string{"exec": "EXEC", "discard": "DISCARD"}[name]+" without MULTI"))
+	case name == "discard":
+		c.tx = nil
+		b.answer(c, fine)
+	case c.tx.spoiled:
+		c.tx = nil
+		b.answer(c, failure(execAbort))
+	case c.tx.it.commands == 0:
+		c.tx = nil
+		b.answer(c, []byte("*0\r\n"))
+	default:
+		tx := c.tx
+		c.tx = nil
+		b.add(tx.it, tx.raw, tx.keys)
+	}
+}
+
+// quiet waits until all is answered; it says whether the connection is of use.
+func (c *conn) quiet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.outstanding > 0 {
+		c.changed.Wait()
+	}
+	return !c.dead
+}
+
+// taken waits while the peer has very much to take; it says whether the connection is of use.
+func (c *conn) taken() bool { return c.until(maxReplies) }
+
+// patient waits while the peer takes no answers; it says whether the connection is of use.
+func (c *conn) patient() bool { return c.until(maxBacklog) }
+
+func (c *conn) until(backlog int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.backlog) > backlog && !c.dead {
+		c.changed.Wait()
+	}
+	return !c.dead
+}
+
+// refuse says why the connection ends.
+func (c *conn) refuse(text string) {
+	c.release()
+	if c.quiet() {
+		c.out = append(c.out, failure(text)...)
+		c.flush()
+	}
+}
+
+// finish is called when n items are answered: their replies are in out.
+func (c *conn) finish(n int) {
+	c.flush()
+	c.mu.Lock()
+	c.outstanding -= n
+	if c.outstanding == 0 {
+		c.changed.Broadcast()
+	}
+	c.mu.Unlock()
+}
+
+// flush sends out without waiting for the peer: what it does not take goes to backlog.
+func (c *conn) flush() {
+	if len(c.out) == 0 {
+		return
+	}
+	defer func() {
+		if cap(c.out) > maxBuffered {
+			c.out = nil
+		}
+		c.out = c.out[:0]
+	}()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead {
+		return
+	}
+	if c.draining {
+		c.backlog = append(c.backlog, c.out...)
+		return
+	}
+	if err := c.raw.Write(c.writer); err != nil {
+		c.fail()
+		return
+	}
+	if c.failed != nil && c.failed != syscall.EAGAIN {
+		c.fail()
+		return
+	}
+	if n := max(c.wrote, 0); n < len(c.out) {
+		c.backlog = append(c.backlog[:0], c.out[n:]...)
+		c.draining = true
+		c.s.running.Go(c.drain)
+	}
+}
+
+// fail gives the connection up. The caller holds the lock.
+func (c *conn) fail() {
+	c.dead = true
+	c.net.Close()
+	c.changed.Broadcast()
+}
+
+// unread is how long a peer may take no answer at all.
+const unread = time.Second
+
+// drain writes the backlog as the peer takes it.
+func (c *conn) drain() {
+	for {
+		c.mu.Lock()
+		part := c.backlog
+		c.backlog = nil
+		if len(part) == 0 || c.dead {
+			c.draining = false
+			c.backlog = nil
+			c.changed.Broadcast()
+			c.mu.Unlock()
+			return
+		}
+		c.changed.Broadcast()
+		c.mu.Unlock()
+		for len(part) > 0 {
+			_ = c.net.SetWriteDeadline(time.Now().Add(unread)) // its failure shows in Write
+			n, err := c.net.Write(part)
+			part = part[n:]
+			if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+				c.mu.Lock()
+				c.fail()
+				c.mu.Unlock()
+				return
+			}
+		}
+	}
+}
+
+// close ends the connection once what is outstanding is answered.
+func (c *conn) close() {
+	c.release()
+	c.quiet()
+	c.mu.Lock()
+	for c.draining && !c.dead {
+		c.changed.Wait()
+	}
+	c.dead = true
+	c.mu.Unlock()
+	c.net.Close()
+	c.s.buffers.Add(firstBuffer - int64(len(c.in)))
+	c.s.gone(c)
+}
