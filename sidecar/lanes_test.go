@@ -78,11 +78,11 @@ func (w *wires) pass(shard string, conn net.Conn) {
 		_, _ = io.Copy(conn, node)
 		conn.Close()
 	}()
-	_, _ = io.Copy(io.MultiWriter(node, listener(func(p []byte) {
+	_, _ = io.Copy(io.MultiWriter(listener(func(p []byte) { // before anybody can have an answer
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.heard[shard].Write(p)
-	})), conn)
+	}), node), conn)
 	node.Close()
 }
 
