@@ -37,11 +37,20 @@ func (c *Client) Do(ctx context.Context, a shards.Action) (shards.Node, error) {
 	return c.Probe(ctx)
 }
 
+// errRestarted is why nobody is promoted in a process's place.
+var errRestarted = errors.New("it has restarted, and has lost its data")
+
 // promote writes the epoch last: a node that has it has become what the epoch says.
 func (c *Client) promote(ctx context.Context, a shards.Action) (shards.Node, error) {
 	return c.fenced(ctx, a, func(n shards.Node, tx *redis.Tx) error {
 		if n.Role == mesh.Primary && n.Epoch == a.Epoch {
 			return nil
+		}
+		if a.RunID != "" && n.RunID != a.RunID {
+			return errRestarted
+		}
+		if n.Role == mesh.Replica && n.Epoch == a.Epoch {
+			return fmt.Errorf("%w: it has %d as a replica, so another was given that", shards.ErrEpoch, n.Epoch)
 		}
 		if err := replicate(ctx, tx, "NO", "ONE"); err != nil {
 			return err

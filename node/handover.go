@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	// pause is for how long the old primary holds writes after it was told so last: if nobody tells it more, it goes on.
-	pause = 400 * time.Millisecond
+	// waitingPause is for how long the old primary holds writes after it was told so last: if nobody tells it more, it goes on.
+	waitingPause = 400 * time.Millisecond
+	// finalPause is that from when the new primary has all writes: also if this program is slow, the old one has become a replica before.
+	finalPause = time.Second
 	// catchUp is how long the new primary may take to have all writes.
 	catchUp = 200 * time.Millisecond
 	// promotion is how long it may take to become primary, well before the pause ends.
@@ -65,7 +67,7 @@ func (c *Client) takeOver(ctx context.Context, from *Client, a shards.Action) er
 	promoting, cancel := context.WithDeadline(ctx, paused.Add(promotion))
 	defer cancel()
 	_, err = c.promote(promoting, a)
-	if isReply(err) || errors.Is(err, shards.ErrEpoch) {
+	if isReply(err) || errors.Is(err, shards.ErrEpoch) || errors.Is(err, errRestarted) {
 		from.unpause(ctx) // it is not the primary; after any other error it may be
 	}
 	return err
@@ -74,33 +76,38 @@ func (c *Client) takeOver(ctx context.Context, from *Client, a shards.Action) er
 // follow waits until this node has all that From has, and returns from when on From has been paused since.
 func (c *Client) follow(ctx context.Context, from *Client) (paused time.Time, err error) {
 	for missing := int64(0); ; {
-		paused = time.Now()
-		old, err := from.pause(ctx)
+		old, err := from.pause(ctx, waitingPause)
 		var n shards.Node
 		if err == nil {
 			n, err = c.probe(ctx)
 		}
+		has := func() bool { return n.Linked && n.ReplID == old.ReplID && n.Offset >= old.Offset }
+		if err == nil && has() {
+			// The first pause may have ended meanwhile.
+			paused = time.Now()
+			if old, err = from.pause(ctx, finalPause); err == nil && has() {
+				return paused, nil
+			}
+		}
 		switch {
-		case err != nil && (ctx.Err() == nil || missing == 0):
-			return paused, err
-		case err == nil && n.Linked && n.ReplID == old.ReplID && n.Offset >= old.Offset:
-			return paused, nil
 		case err == nil:
 			missing = old.Offset - n.Offset
+		case ctx.Err() == nil || missing == 0:
+			return paused, err
 		}
 		select {
 		case <-ctx.Done():
-			return paused, fmt.Errorf("%d bytes are missing", missing)
+			return paused, fmt.Errorf("%d bytes are missing, or the link is down", missing)
 		case <-time.After(time.Millisecond):
 		}
 	}
 }
 
 // pause holds the node's writes, or goes on to hold them, and says what the node is then.
-func (c *Client) pause(ctx context.Context) (n shards.Node, err error) {
+func (c *Client) pause(ctx context.Context, long time.Duration) (n shards.Node, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if err := c.redis.Do(ctx, "CLIENT", "PAUSE", pause.Milliseconds(), "WRITE").Err(); err != nil {
+	if err := c.redis.Do(ctx, "CLIENT", "PAUSE", long.Milliseconds(), "WRITE").Err(); err != nil {
 		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
 	}
 	return c.Probe(ctx)

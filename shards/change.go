@@ -48,12 +48,12 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	switch {
 	case d.replaced(c):
 		d.again(member, s, c, "has restarted")
-	case n != nil && n.Epoch > c.Epoch:
+	case n != nil && (n.Epoch > c.Epoch || n.Epoch == c.Epoch && n.Role == mesh.Replica):
 		c.Epoch = n.Epoch + 1 // it has seen more than the state tells
 		s.Change = &c
 		d.set(member.Shard, s)
 	case d.alive(d.now, c.To):
-		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh})
+		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh, RunID: c.RunID})
 	case since >= d.config.DownAfter:
 		d.again(member, s, c, "is gone")
 	}
@@ -91,7 +91,7 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 // hand moves a shard to another node without losing a request: sidecars hold what is new, the old primary ends what it has.
 func (d *deciding) hand(member Member, s Shard, c Change) {
 	k := d.memory[member.Shard]
-	a := Action{Op: Handover, Shard: member.Shard, Node: c.To, From: c.From, Epoch: c.Epoch}
+	a := Action{Op: Handover, Shard: member.Shard, Node: c.To, From: c.From, Epoch: c.Epoch, RunID: c.RunID}
 	held := d.acknowledged(member.Shard, HoldPath(member.Shard))
 	switch {
 	case d.promoted(member, c):
@@ -99,6 +99,8 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 	case d.running[a]:
 	case d.replaced(c):
 		d.abandon(member.Shard, s, c, c.To+" has restarted")
+	case d.alive(d.now, c.From) && d.nodes[c.From].RunID != s.RunID:
+		d.abandon(member.Shard, s, c, c.From+" has restarted")
 	case k.tried != nil && !errors.Is(k.tried, ErrEpoch):
 		d.abandon(member.Shard, s, c, k.tried.Error())
 	case k.tried != nil:

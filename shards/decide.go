@@ -33,6 +33,7 @@ type deciding struct {
 // Decide says what is to be done now. It is to be called again when its State has been written, when something was taken in,
 // and every few milliseconds.
 func (m *Manager) Decide(now time.Time) Decision {
+	m.wake(now)
 	if !m.Leading(now) {
 		return Decision{Answers: m.refuseAll("this control plane does not lead any more")}
 	}
@@ -166,7 +167,10 @@ func outranks(a, b Node) bool {
 	if a.Epoch != b.Epoch {
 		return a.Epoch > b.Epoch
 	}
-	return a.Role == mesh.Primary && b.Role != mesh.Primary
+	if a.Role != b.Role {
+		return a.Role == mesh.Primary
+	}
+	return a.Offset > b.Offset // one that hides its epoch has had data, an empty one has not
 }
 
 // failover begins one, with what is best of what is left.
@@ -211,6 +215,12 @@ func (d *deciding) begin(member Member, s Shard, c Change) {
 	}
 	if s.Change != nil && s.Change.Phase == Serving {
 		d.finish(name, s, *s.Change)
+	}
+	for _, address := range member.Nodes {
+		// The state may be older than what nodes have seen.
+		if n := d.nodes[address]; n != nil && d.alive(d.now, address) {
+			c.Epoch = max(c.Epoch, n.Epoch+1)
+		}
 	}
 	c.RunID = ""
 	if n := d.nodes[c.To]; n != nil {

@@ -68,6 +68,7 @@ type Action struct {
 	Of    string // of Demote
 	Epoch uint64
 	Fresh bool
+	RunID string // of Node's process; to Promote and Handover another is refused, since it has lost its data
 }
 
 // Command is what an operator asks for.
@@ -120,6 +121,9 @@ type Manager struct {
 
 	until time.Time // it may act before that
 	since time.Time // it has led without a break from then on
+
+	decided time.Time // last
+	awake   time.Time // it has decided without a break from then on
 
 	members  []Member
 	nodes    map[string]*sighting // by address
@@ -245,8 +249,14 @@ func (m *Manager) Leading(now time.Time) bool {
 	return m.loaded && now.Before(m.until) && !m.since.IsZero()
 }
 
+// maxEpoch is more than any shard gets to. A node that says so has not got it from a control plane, and a number after it may not exist.
+const maxEpoch = 1 << 62
+
 // Probed takes in an answer of a node.
 func (m *Manager) Probed(now time.Time, n Node) {
+	if n.Epoch > maxEpoch {
+		n.Epoch = 0
+	}
 	s := m.nodes[n.Address]
 	if s == nil {
 		s = &sighting{}

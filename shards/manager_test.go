@@ -16,9 +16,12 @@ type world struct {
 	dead   map[string]bool
 	agents []string
 	sees   func(address string) bool // whether agents reach it
-	wrote  int
-	last   []Answer
-	writes []State
+	// Actions that fail, and epochs that nodes show only when they are to be promoted.
+	refuses func(Action) bool
+	hidden  map[string]uint64
+	wrote   int
+	last    []Answer
+	writes  []State
 }
 
 func newWorld(t *testing.T, members []Member, agents ...string) *world {
@@ -85,6 +88,16 @@ func (w *world) act(a Action) {
 	switch {
 	case w.dead[a.Node]:
 		err = errTest
+	case w.refuses != nil && w.refuses(a):
+		err = errTest
+	case a.RunID != "" && a.RunID != n.RunID:
+		err = errTest
+	case a.Op == Promote && n.Role == mesh.Replica && w.hidden[a.Node] >= a.Epoch:
+		shown := *n
+		shown.Epoch, err = w.hidden[a.Node], ErrEpoch
+		w.m.Probed(w.now, shown)
+		w.m.Done(w.now, a, err)
+		return
 	case n.Epoch > a.Epoch:
 		err = ErrEpoch
 	case a.Op == Promote || a.Op == Handover:
@@ -198,6 +211,24 @@ func TestAShardWithoutNodes(t *testing.T) {
 		t.Fatalf("recovered: %+v", s)
 	}
 	t.Log(w.kinds())
+}
+
+// A control plane that stood still hears nobody, and that is nobody's fault: nor are witnesses believed that stood still with it.
+func TestAControlPlaneThatStoodStillMovesNothing(t *testing.T) {
+	w := newWorld(t, pair, "x")
+	w.run(4 * time.Second)
+	epoch := w.shard("s").Epoch
+	w.now = w.now.Add(6 * time.Second)
+	w.m.Lease(w.now, w.now.Add(time.Hour))
+	for _, shard := range []string{"s", "t"} {
+		s := w.shard(shard)
+		w.m.Verdicts(w.now, "x", []Verdict{{Shard: shard, Epoch: s.Epoch, Address: s.Primary, Down: true}})
+	}
+	w.settle()
+	w.run(2 * time.Second)
+	if s := w.shard("s"); s.Epoch != epoch || len(w.m.state.Frozen) > 0 {
+		t.Errorf("%+v, events %v", s, w.kinds())
+	}
 }
 
 func TestTheGuard(t *testing.T) {
