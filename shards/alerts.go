@@ -25,7 +25,7 @@ func (d *deciding) watchNodes() {
 			n := d.nodes[address]
 			switch {
 			case n == nil || s.Epoch == 0:
-			case !n.told && address != s.Primary && d.now.Sub(n.at) >= max(tellAfter, d.config.DownAfter):
+			case !n.told && address != s.Primary && d.unheard(d.now, n) >= max(tellAfter, d.config.DownAfter):
 				n.told = true
 				d.queue(d.now, Event{Kind: NodeLost, Pool: member.Pool, Shard: member.Shard, From: address, Reason: "a replica does not answer"})
 			case n.told && d.alive(d.now, address):

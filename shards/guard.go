@@ -54,7 +54,7 @@ func (m *Manager) tooMany(lost, nodes int) bool {
 func (d *deciding) lost(nodes, accepted []string, silent time.Duration) []string {
 	return slices.DeleteFunc(slices.Clone(nodes), func(address string) bool {
 		s := d.nodes[address]
-		return s == nil || slices.Contains(accepted, address) || d.now.Sub(s.at) < silent || d.now.Sub(s.at) > atOnce
+		return s == nil || slices.Contains(accepted, address) || d.unheard(d.now, s) < silent || d.now.Sub(s.at) > atOnce
 	})
 }
 

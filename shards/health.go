@@ -17,6 +17,22 @@ const (
 	retryAfter   = 100 * time.Millisecond
 )
 
+// wake notices that this control plane stood still: what it has not heard meanwhile is nobody's silence.
+func (m *Manager) wake(now time.Time) {
+	if now.Sub(m.decided) > m.config.DownAfter/3 {
+		m.awake = now
+	}
+	m.decided = now
+}
+
+// unheard is for how long a node has not answered, as far as this control plane was there to hear it.
+func (m *Manager) unheard(now time.Time, s *sighting) time.Duration {
+	if m.awake.After(s.at) {
+		return now.Sub(m.awake)
+	}
+	return now.Sub(s.at)
+}
+
 // alive says whether a node has answered lately. It may be empty, or still loading.
 func (m *Manager) alive(now time.Time, address string) bool {
 	s := m.nodes[address]
@@ -28,14 +44,14 @@ func good(s Shard, n Node) bool {
 	return n.Address == s.Primary && n.RunID == s.RunID && n.Role == mesh.Primary && !n.Loading
 }
 
-// silence is for how long this control plane has had no good answer of the primary, since it leads.
+// silence is for how long this control plane has had no good answer of the primary, since it leads and is awake.
 func (m *Manager) silence(now time.Time, name string, s Shard) time.Duration {
 	k := m.memory[name]
 	if n := m.nodes[s.Primary]; n != nil && good(s, n.Node) && n.at.After(k.good) {
 		k.good = n.at
 	}
 	last := k.first
-	for _, t := range []time.Time{k.good, m.since} {
+	for _, t := range []time.Time{k.good, m.since, m.awake} {
 		if t.After(last) {
 			last = t
 		}

@@ -36,6 +36,7 @@ type probe struct {
 	silent *time.Timer // fires when there was no good answer for downAfter
 
 	good  time.Time // of the last good answer, or of the start
+	awake time.Time // when this process was last found to have stood still
 	known bool      // there was an answer that counts, or none for downAfter
 	down  bool
 	err   error // of the last answer
@@ -180,7 +181,17 @@ func (w *witness) answered(p *probe, err error) {
 func (w *witness) hush(p *probe) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if time.Since(p.good) >= p.downAfter {
+	now := time.Now()
+	silence := now.Sub(p.good)
+	if p.awake.After(p.good) {
+		silence = now.Sub(p.awake)
+	}
+	switch {
+	case silence < p.downAfter:
+	case silence >= p.downAfter+p.interval: // the timer is late, so it was this process that was not there
+		p.awake = now
+		p.silent.Reset(p.downAfter)
+	default:
 		p.is(true)
 	}
 }
