@@ -92,8 +92,10 @@ func (c *Client) follow(ctx context.Context, from *Client) (paused time.Time, er
 		switch {
 		case err == nil:
 			missing = old.Offset - n.Offset
-		case ctx.Err() == nil || missing == 0:
+		case missing == 0 || ctx.Err() == nil && !isTimeout(err):
 			return paused, err
+		default:
+			return paused, fmt.Errorf("%d bytes are missing, and then: %w", missing, err)
 		}
 		select {
 		case <-ctx.Done():
