@@ -3,6 +3,7 @@ package shards
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
 )
@@ -89,27 +90,50 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 }
 
 // hand moves a shard to another node without losing a request: sidecars hold what is new, the old primary ends what it has.
+//
+// Whoever began that may be gone, and an action that failed may have been done. Then the old primary is not paused any more: if it goes
+// on, so does the shard with it, since it may have acknowledged more than the other node has.
 func (d *deciding) hand(member Member, s Shard, c Change) {
 	k := d.memory[member.Shard]
 	a := Action{Op: Handover, Shard: member.Shard, Node: c.To, From: c.From, Epoch: c.Epoch, RunID: c.RunID}
 	held := d.acknowledged(member.Shard, HoldPath(member.Shard))
+	promoted, waited := d.promoted(member, c), d.now.Sub(k.begun)
+	late := waited >= holdFor+2*d.config.DownAfter
+	over := k.handed || d.alive(d.now, c.From) && !d.well(s) || d.down(d.now, member.Shard, s)
 	switch {
-	case d.promoted(member, c):
+	case promoted && over:
 		d.commit(member.Shard, s, c)
 	case d.running[a]:
-	case d.replaced(c):
+	case !promoted && d.replaced(c):
 		d.abandon(member.Shard, s, c, c.To+" has restarted")
-	case d.alive(d.now, c.From) && d.nodes[c.From].RunID != s.RunID:
+	case !promoted && d.alive(d.now, c.From) && d.nodes[c.From].RunID != s.RunID:
 		d.abandon(member.Shard, s, c, c.From+" has restarted")
-	case k.tried != nil && !errors.Is(k.tried, ErrEpoch):
-		d.abandon(member.Shard, s, c, k.tried.Error())
-	case k.tried != nil:
+	case !promoted && !late && k.tried == nil:
+		if held || waited >= holdFor {
+			d.act(a)
+		}
+	case !d.asked(k):
+	case promoted && d.well(s):
+		d.abandon(member.Shard, s, c, c.From+" goes on, since the control plane that began this did not end it")
+	case promoted: // and nobody but this control plane misses the old primary
+	case errors.Is(k.tried, ErrEpoch):
 		d.abandon(member.Shard, s, c, "a node has seen a newer epoch")
-	case d.now.Sub(k.begun) >= holdFor+2*d.config.DownAfter:
+	case k.tried != nil:
+		d.abandon(member.Shard, s, c, k.tried.Error())
+	default:
 		d.abandon(member.Shard, s, c, "it took too long")
-	case held || d.now.Sub(k.begun) >= holdFor:
-		d.act(a)
 	}
+}
+
+// asked says whether each node that is alive has answered a question that was put after the last action of a change.
+func (d *deciding) asked(k *memory) bool {
+	last := k.begun
+	for _, t := range []time.Time{k.ended, d.since} {
+		if t.After(last) {
+			last = t
+		}
+	}
+	return d.now.Sub(last) >= 2*d.config.DownAfter
 }
 
 // abandon ends a switch without effect: the old primary goes on, once its pause has ended. Its epoch is a new one, since the other node

@@ -172,6 +172,9 @@ type memory struct {
 	phase Phase     // of the change, as of begun
 	begun time.Time // when this manager first saw the change in this phase
 	tried error     // why the last action of the change failed
+	ended time.Time // when that was
+	// handed is that this manager has handed the shard over, and the old primary does not go on.
+	handed bool
 }
 
 // New makes a manager that knows nothing yet.
@@ -340,7 +343,8 @@ func (m *Manager) Done(now time.Time, a Action, err error) {
 		}
 	}
 	if k := m.memory[a.Shard]; k != nil && (a.Op == Promote || a.Op == Handover) {
-		k.tried = err
+		k.tried, k.ended = err, now
+		k.handed = k.handed || a.Op == Handover && err == nil
 	}
 	m.answerRestart(a, err)
 	if err != nil {
@@ -383,7 +387,7 @@ func (m *Manager) remember(now time.Time) {
 			phase = s.Change.Phase
 		}
 		if phase != k.phase {
-			k.phase, k.begun, k.tried = phase, now, nil
+			k.phase, k.begun, k.tried, k.ended, k.handed = phase, now, nil, time.Time{}, false
 		}
 	}
 }
