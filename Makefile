@@ -70,6 +70,15 @@ fuzz: ## fuzz the parsers and the ring, a minute each
 	@go test -run '^$$' -fuzz FuzzFind -fuzztime 60s -fuzzminimizetime 20x ./ring
 	@go test -run '^$$' -fuzz FuzzReadCommand -fuzztime 60s ./resp
 
+SEEDS ?= 10000
+.PHONY: sim
+sim: ## simulate failures of every kind: SEEDS=10000 runs; a failing seed prints its trace
+	@go run ./sim --seeds $(SEEDS)
+
+.PHONY: mutants
+mutants: ## plant bugs in shards/, one at a time: the simulator must find each
+	@go run ./sim/mutants
+
 .PHONY: bench
 bench: tools build ## run every benchmark and rewrite the README's table of results
 	@go run ./bench all
