@@ -29,6 +29,7 @@ type checker struct {
 	done     chan struct{}
 	answered atomic.Int64
 	errors   atomic.Int64
+	lost     atomic.Int64 // acknowledged, and unknown to the primary after that
 
 	// The checker's own until done is closed.
 	last  answer
@@ -36,7 +37,6 @@ type checker struct {
 	acked map[int64]bool // by number
 	open  map[int64]bool // without an answer: these may take effect at any time
 	moves int            // to another process
-	lost  int            // acknowledged, and unknown to the primary after that
 	wrong []string
 }
 
@@ -139,7 +139,7 @@ func (c *checker) judge(before string, now answer) {
 		c.moves++
 		for n := number + 1; n <= c.last.number; n++ {
 			if c.acked[n] {
-				c.lost++
+				c.lost.Add(1)
 			}
 		}
 	}
@@ -177,5 +177,5 @@ func (c *checker) finish(t *testing.T) {
 	if c.answered.Load() == 0 {
 		t.Errorf("%s: no answer", c.key)
 	}
-	t.Logf("%s: %d answers, %d errors, %d moves, %d acknowledged writes lost", c.key, c.answered.Load(), c.errors.Load(), c.moves, c.lost)
+	t.Logf("%s: %d answers, %d errors, %d moves, %d acknowledged writes lost", c.key, c.answered.Load(), c.errors.Load(), c.moves, c.lost.Load())
 }
