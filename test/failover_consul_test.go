@@ -1,0 +1,102 @@
+package test
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cachemesh/cachemesh/shards"
+)
+
+// nobodyLeads waits until no control plane may act any more.
+func (p *pair) nobodyLeads(t *testing.T) {
+	t.Helper()
+	eventually(t, 10*time.Second, func() error {
+		for _, c := range p.planes {
+			s, err := c.read()
+			if err == nil {
+				err = cmpAlert(s, nil, "the shards' state cannot be kept")
+			}
+			if err == nil && s.Leader.Leading {
+				err = fmt.Errorf("%s leads", c.url)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func TestConsulLostInAFailover(t *testing.T) {
+	server, consul := newMesh(t).startConsul(t)
+	p := newPair(t, "lone", server)
+	leader, primary := p.settle(t)
+	other := func() string {
+		t.Helper()
+		for address := range p.clients {
+			if address != primary {
+				return address
+			}
+		}
+		return ""
+	}
+	failovers := func() int {
+		t.Helper()
+		return count(p.story(t, 0), shards.Failover)
+	}
+
+	// Without Consul there is none.
+	consul.Kill()
+	p.kept[primary].kill(t)
+	p.nobodyLeads(t)
+	from := p.checker.errors.Load()
+	eventually(t, 10*time.Second, func() error {
+		if p.checker.errors.Load() < from+100 {
+			return errors.New("the checker has not tried often enough")
+		}
+		return nil
+	})
+	if r, err := replication(t.Context(), p.clients[other()]); err != nil || r["role"] != "slave" {
+		t.Errorf("without Consul, the replica says %v, %v", r, err)
+	}
+	if n := failovers(); n != 0 {
+		t.Errorf("%d failovers without Consul", n)
+	}
+	consul = restartConsul(t, server)
+	p.checker.waitMore(t, 20)
+	p.kept[primary] = p.keepAgain(t, p.kept[primary])
+	before := primary
+	if leader, primary = p.settle(t); primary == before {
+		t.Errorf("%s is the primary still", primary)
+	}
+
+	// It goes when a replica has been promoted, and nobody has been told.
+	victim := consul
+	gone := newTrap(command("set", "cachemesh:epoch"), true, func() { victim.Signal(syscall.SIGKILL) })
+	p.ways[other()].set(gone)
+	p.kept[primary].kill(t)
+	select {
+	case <-gone.sprung:
+	case <-time.After(15 * time.Second):
+		t.Fatalf("nobody was promoted: %+v", kinds(p.story(t, leader), p.shard))
+	}
+	<-consul.Done()
+	p.nobodyLeads(t)
+	restartConsul(t, server)
+	p.checker.waitMore(t, 20)
+	p.kept[primary] = p.keepAgain(t, p.kept[primary])
+	before = primary
+	if _, primary = p.settle(t); primary == before {
+		t.Errorf("%s is the primary still", primary)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if n := failovers(); n != 2 {
+			return fmt.Errorf("%d failovers, want 2", n)
+		}
+		return nil
+	})
+	p.checker.finish(t)
+}
