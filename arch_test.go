@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"consul":                    {"mesh"},
 	"shards":                    {"mesh"},
 	"node":                      {"certs", "mesh", "shards"},
+	"regions/journal":           {"mesh"},
 	"reports":                   {},
 	"resp":                      {},
 	"lane":                      {"commands", "mesh", "node", "resp", "ring", "sidecar/null"},
