@@ -108,7 +108,7 @@ type ShardSpec struct {
 	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9]([a-z0-9-]{0\\,61}[a-z0-9])?$"`
 	// Share of the keys beside the pool's other shards (default 1).
 	Weight uint32 `yaml:"weight,omitempty" jsonschema:"minimum=1,maximum=1024"`
-	// Addresses (IP:port) of the shard's Redis processes. The first is the primary, the others replicate it. Left out
+	// Addresses (IP:port) of the shard's Redis processes, two or more for failover, which says who of them is primary. Left out
 	// with membership.consul.
 	Nodes []string `yaml:"nodes,omitempty"`
 }
