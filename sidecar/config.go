@@ -22,6 +22,8 @@ type Config struct {
 	Zone   string
 	// Dir holds the sidecar's state, sockets and logs; made if missing, one agent at a time.
 	Dir string
+	// Replace takes the place of an agent that runs in Dir, beside its Envoy, without an error to a client.
+	Replace bool
 	// ControlPlanes are host:port of the region's control planes. Any one of them is enough.
 	ControlPlanes []string
 	// TLS of the connections to them; the zero value is plaintext. Its files are read at each connection.
@@ -134,7 +136,7 @@ func (c Config) redisSockets() []string {
 }
 
 func (c Config) sockets() []string {
-	return append(c.redisSockets(), filepath.Join(c.Dir, xdsSocket))
+	return append(c.redisSockets(), filepath.Join(c.Dir, xdsSocket), filepath.Join(c.Dir, handoverSocket))
 }
 
 // redisListeners are all addresses where applications reach Redis.

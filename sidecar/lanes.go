@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,6 +30,8 @@ type laneSockets struct {
 	bind func(shard, path string) error
 	// unbind listens no longer. Connections end by themselves: Envoy closes one when its last request is answered.
 	unbind func(shard string)
+	// drain accepts no connection any more, and returns when the last has ended, or ctx has.
+	drain func(ctx context.Context)
 
 	mu      sync.Mutex
 	unnamed map[string]bool // the shards that are bound: whether endpoints did not name their lane at the last sweep
@@ -47,7 +50,7 @@ func newLaneSockets(dir string, beside bool, log *slog.Logger) (*laneSockets, er
 		last++
 	}
 	l := &laneSockets{folder: lanesPrefix + strconv.Itoa(last), log: log, unnamed: map[string]bool{},
-		bind: func(string, string) error { return errors.New("this agent carries no writes") }, unbind: func(string) {}}
+		bind: func(string, string) error { return errors.New("this agent carries no writes") }, unbind: func(string) {}, drain: func(context.Context) {}}
 	path := filepath.Join(dir, l.folder)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err

@@ -37,6 +37,7 @@ type wires struct {
 	listeners map[string]net.Listener
 	heard     map[string]*strings.Builder // by shard
 	unbound   []string
+	drained   bool
 	running   sync.WaitGroup
 }
 
@@ -102,10 +103,27 @@ func (w *wires) unbind(shard string) {
 
 func (w *wires) close() {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, l := range w.listeners {
 		l.Close()
 	}
-	w.mu.Unlock()
+}
+
+// drain waits for connections to end, as lanes do.
+func (w *wires) drain(ctx context.Context) {
+	w.close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.running.Wait()
+	}()
+	select {
+	case <-done:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.drained = true
+	case <-ctx.Done():
+	}
 }
 
 // take is what was heard since the last time, by shard.
@@ -129,25 +147,21 @@ func (s *sidecar) startWired(t testing.TB, w *wires) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := newAgent(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.lanes.bind, a.lanes.unbind = w.bind, w.unbind
-	metrics, err := net.Listen("tcp", c.Metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	xds, err := listenXDS(filepath.Join(c.Dir, xdsSocket))
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
+	held, before, err := enter(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := newAgent(c, before != nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lanes.bind, a.lanes.unbind, a.lanes.drain = w.bind, w.unbind, w.drain
+	a.relay.prepare(a.relay.mayHave()) // what is saved
 	s.cancel, s.done = cancel, make(chan error, 1)
 	go func() {
-		defer w.close()
-		defer a.standIns.close()
-		s.done <- a.run(ctx, metrics, xds)
+		defer held.Close()
+		s.done <- a.serve(ctx, held, before)
 	}()
 	t.Cleanup(func() { s.stop(t) })
 	return a

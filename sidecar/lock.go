@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errLocked says that another agent runs in the folder.
+var errLocked = errors.New("another agent")
+
 // lock makes this process the only agent of dir until the returned file is closed or the process ends.
 func lock(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
@@ -23,7 +26,7 @@ func lock(dir string) (*os.File, error) {
 			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
 		holder, _ := os.ReadFile(f.Name())
-		return nil, fmt.Errorf("another agent (pid %s) runs in %s: stop it or use another --dir", strings.TrimSpace(string(holder)), dir)
+		return nil, fmt.Errorf("%w (pid %s) runs in %s: stop it, take its place with --replace, or use another --dir", errLocked, strings.TrimSpace(string(holder)), dir)
 	}
 	if err := f.Truncate(0); err != nil {
 		f.Close()

@@ -67,7 +67,7 @@ func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]s
 	}
 }
 
-// run reports until ctx ends, and then says goodbye.
+// run reports until ctx ends, and then says goodbye, unless another agent takes over.
 func (r *reporting) run(ctx context.Context) error {
 	// Streams outlive ctx for as long as it takes to say goodbye.
 	alive, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -204,6 +204,9 @@ func (r *reporting) stream(ctx, alive context.Context, s *reportStream) error {
 		case err := <-received:
 			return err
 		case <-ctx.Done():
+			if context.Cause(ctx) == errSuperseded {
+				return nil // the next agent speaks for the same sidecar
+			}
 			if stream.Send(&reports.Report{Leaving: true}) == nil {
 				<-received
 			}

@@ -10,6 +10,7 @@
 //
 //	lock              held by the agent, with its pid
 //	xds.sock          where Envoy finds its resources
+//	agent.sock        where another agent asks to take this one's place, see handover.go
 //	bootstrap.json    what Envoy starts with
 //	envoy.json        which process Envoy is
 //	envoy.log[.1]     what Envoy logs
@@ -74,30 +75,61 @@ func run(ctx context.Context, c Config) error {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return err
 	}
-	held, err := lock(c.Dir)
+	held, before, err := enter(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer held.Close()
-	a, err := newAgent(c)
+	a, err := newAgent(c, before != nil)
 	if err != nil {
 		return err
 	}
+	return a.serve(ctx, held, before)
+}
+
+// serve is all of an agent's life, until ctx ends or another has taken its place.
+func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) error {
+	defer a.lanes.close()
 	defer a.standIns.close()
-	metrics, err := net.Listen("tcp", c.Metrics)
+	metrics, err := net.Listen("tcp", a.config.Metrics)
 	if err != nil {
 		return fmt.Errorf("metrics: %w: choose another address", err)
 	}
 	defer metrics.Close()
-	xds, err := listenXDS(filepath.Join(c.Dir, xdsSocket))
+	xds, err := listenXDS(filepath.Join(a.config.Dir, xdsSocket))
 	if err != nil {
 		return err
 	}
 	defer xds.Close()
-	return a.run(ctx, metrics, xds)
+	handover, err := listenHandover(a.config.Dir)
+	if err != nil {
+		return err
+	}
+	defer handover.Close()
+	running, supersede := context.WithCancelCause(ctx)
+	defer supersede(nil)
+	var next *net.UnixConn
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		if next = successor(handover); next != nil {
+			supersede(errSuperseded)
+		}
+	}()
+	go a.succeed(running, before)
+	err = a.run(running, metrics, xds)
+	handover.Close()
+	if <-asked; next == nil {
+		return err
+	}
+	held.Close()
+	a.config.Logger.Info("another agent takes this one's place")
+	a.leave(ctx, next)
+	return err
 }
 
-func newAgent(c Config) (*agent, error) {
+// newAgent makes an agent, beside another of which it takes the place, or alone.
+func newAgent(c Config, beside bool) (*agent, error) {
 	saved, err := loadResources(filepath.Join(c.Dir, resourcesFile))
 	if err != nil {
 		c.Logger.Error("saved resources are ignored: Envoy waits for a control plane", "error", err)
@@ -112,7 +144,7 @@ func newAgent(c Config) (*agent, error) {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 	}
-	lanes, err := newLaneSockets(c.Dir, false, c.Logger)
+	lanes, err := newLaneSockets(c.Dir, beside, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("lanes: %w", err)
 	}
@@ -158,8 +190,8 @@ func listenXDS(path string) (net.Listener, error) {
 func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	serving, done := context.WithCancel(context.WithoutCancel(ctx))
-	defer done()
+	serving, done := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer done(nil)
 	grpcServer := a.relay.server()
 	httpServer := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second}
 
@@ -191,7 +223,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 		err := a.supervisor.run(ctx)
 		grpcServer.Stop()
 		httpServer.Close()
-		done()
+		done(context.Cause(ctx))
 		return err
 	})
 	return parts.Wait()

@@ -241,6 +241,24 @@ func (s *standIns) counts() (waiting int, ends, answered map[string]int) {
 	return waiting, maps.Clone(s.ends), maps.Clone(s.answered)
 }
 
+// drain returns when no connection is open, or ctx has ended.
+func (s *standIns) drain(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		open := len(s.connections)
+		s.mu.Unlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
 // close ends all sockets and connections. Call it once Envoy is gone.
 func (s *standIns) close() {
 	s.mu.Lock()

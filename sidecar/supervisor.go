@@ -47,7 +47,7 @@ func newSupervisor(c Config) (*supervisor, error) {
 	return &supervisor{config: c, launch: l, admin: newAdmin(c.Admin), log: c.Logger, restarts: map[string]int{}}, nil
 }
 
-// run adopts or starts Envoy, starts it again whenever it ends, and when ctx ends drains and stops it.
+// run adopts or starts Envoy, starts it again whenever it ends, and when ctx ends drains and stops it, unless another agent takes over.
 func (s *supervisor) run(ctx context.Context) error {
 	p, err := s.first(ctx)
 	if err != nil {
@@ -59,6 +59,10 @@ func (s *supervisor) run(ctx context.Context) error {
 		select {
 		case <-p.exited:
 		case <-ctx.Done():
+			if context.Cause(ctx) == errSuperseded {
+				s.set(nil)
+				return nil // Envoy is the next agent's
+			}
 			s.drain(p)
 			s.set(nil)
 			return s.tidy()

@@ -59,6 +59,7 @@ control plane answers, the last acknowledged routes serve from --dir.`,
 	f.StringVar(&c.Region, "region", "", "region that this host is in")
 	f.StringVar(&c.Zone, "zone", "", "zone that this host is in")
 	f.StringVar(&c.Dir, "dir", filepath.Join(os.TempDir(), "cachemesh"), "folder for sockets, logs and the last acknowledged routes")
+	f.BoolVar(&c.Replace, "replace", false, "take the place of the agent that runs in --dir, for an upgrade without a failed request; that one then ends")
 	f.StringSliceVar(&c.ControlPlanes, "controlplane", nil, "HOST:PORT of the region's control planes, the preferred one first")
 	f.StringVar(&c.TLS.CA, "tls-ca", "", "PEM file with the authority of the control planes' certificates; without the --tls flags, connections are plaintext")
 	f.StringVar(&c.TLS.Cert, "tls-cert", "", "PEM file with this sidecar's certificate; reread at each connection, like the others")
