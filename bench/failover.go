@@ -158,7 +158,7 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 			b.keys = append(b.keys, keys...)
 		}
 	}
-	at, err := underLoad(ctx, plan, w, b, victim, fault, old)
+	at, until, err := underLoad(ctx, plan, w, b, victim, fault, old)
 	c.number += int64(len(w.attempts))
 	if err != nil {
 		return err
@@ -172,7 +172,7 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 			return err
 		}
 	}
-	f.add(plan, at, old, epoch, w, b)
+	f.add(plan, at, until, old, epoch, w, b)
 	if err := eventually(ctx, "after the fault", func(ctx context.Context) error { _, _, _, err := c.sets[set].synced(ctx); return err }); err != nil {
 		return err
 	}
@@ -185,8 +185,8 @@ func (c *contender) round(ctx context.Context, plan failoverPlan, f *failoverFig
 }
 
 // underLoad inflicts a fault on the primary, whose process is old, and returns when. It keeps the load up before and after, until no write
-// has failed for a while.
-func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, victim *redisNode, fault, old string) (at time.Time, err error) {
+// has failed for a while; what fails later has another cause.
+func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, victim *redisNode, fault, old string) (at, until time.Time, err error) {
 	loaded, stop := context.WithCancel(ctx)
 	var load sync.WaitGroup
 	defer load.Wait()
@@ -197,33 +197,33 @@ func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, 
 	}
 	// What disturbs the machine meanwhile must not count as what the fault did.
 	if err := w.calm(ctx, plan.before, settleTimeout); err != nil {
-		return at, err
+		return at, until, err
 	}
 	if w.replaced(old) {
-		return at, errUnasked
+		return at, until, errUnasked
 	}
 	at = time.Now()
 	if err := victim.inflict(fault); err != nil {
-		return at, err
+		return at, until, err
 	}
 	for !w.replaced(old) && time.Since(at) < plan.limit {
 		if err := sleep(ctx, time.Millisecond); err != nil {
-			return at, err
+			return at, until, err
 		}
 	}
 	if fault != pause {
 		if err := sleep(ctx, plan.resume); err != nil {
-			return at, err
+			return at, until, err
 		}
 	}
 	if err := victim.resume(fault); err != nil {
-		return at, err
+		return at, until, err
 	}
 	// Without calm the outage has not ended, and the round says so.
 	if err := w.calm(ctx, plan.calm, plan.limit); err != nil && ctx.Err() != nil {
-		return at, err
+		return at, until, err
 	}
-	return at, nil
+	return at, time.Now(), nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

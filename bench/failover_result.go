@@ -78,10 +78,11 @@ func newFailoverResult(head header, plan failoverPlan) *failoverResult {
 	return r
 }
 
-// add takes in a round, whose fault hit process old at that time and ended its epoch then; the zero time is not known.
-func (f *failoverFigures) add(plan failoverPlan, at time.Time, old string, epoch time.Time, w *writer, b *bystander) {
-	before := slices.IndexFunc(w.attempts, func(a attempt) bool { return a.done.After(at.Add(-plan.before)) })
-	o := outageOf(w.attempts[before:], old, epoch)
+// add takes in a round. Its fault hit process old at that time, whose epoch ended then; the zero time is not known. All was well again
+// until the last.
+func (f *failoverFigures) add(plan failoverPlan, at, until time.Time, old string, epoch time.Time, w *writer, b *bystander) {
+	round := slices.DeleteFunc(slices.Clone(w.attempts), func(a attempt) bool { return a.done.Before(at.Add(-plan.before)) || a.done.After(until) })
+	o := outageOf(round, old, epoch)
 	for _, a := range w.attempts {
 		if a.err == nil {
 			f.Acked++
