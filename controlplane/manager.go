@@ -57,7 +57,7 @@ type actor struct {
 
 func newManager(config Config, s store, observe bool) *manager {
 	return &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, record: func([]shards.Event) {},
-		machine:  shards.New(shards.Config{Region: config.Region, Name: config.HTTP, DownAfter: mesh.DefaultDownAfter, MaxLoss: mesh.DefaultMaxLoss / 100.0}),
+		machine:  shards.New(shards.Config{Region: config.Region, Name: config.advertised(), DownAfter: mesh.DefaultDownAfter, MaxLoss: mesh.DefaultMaxLoss / 100.0}),
 		accesses: map[string]*mesh.RedisAccess{}, clients: map[string]actor{}, pools: map[string]mesh.Pool{}, answers: map[uint64]chan shards.Answer{}}
 }
 

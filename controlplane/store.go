@@ -30,16 +30,20 @@ type store interface {
 	problem() error
 }
 
+// advertised is the URL at which others reach this control plane's API. It is its name among them.
+func (c Config) advertised() string {
+	switch {
+	case c.Advertise != "":
+		return c.Advertise
+	case c.TLS.Cert != "":
+		return "https://" + c.HTTP
+	}
+	return "http://" + c.HTTP
+}
+
 // newStore chooses by where the membership is from.
 func newStore(config Config, m *mesh.Mesh) (store, error) {
-	advertise := config.Advertise
-	if advertise == "" {
-		scheme := "http://"
-		if config.TLS.Cert != "" {
-			scheme = "https://"
-		}
-		advertise = scheme + config.HTTP
-	}
+	advertise := config.advertised()
 	if m.Membership.Consul == nil {
 		return newFileStore(config.State, advertise), nil
 	}
