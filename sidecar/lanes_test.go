@@ -241,6 +241,45 @@ func TestWritesGoToTheLaneOfTheirShardAndReadsToTheShard(t *testing.T) {
 	}
 }
 
+func TestARouteGoesOnLanesAndBack(t *testing.T) {
+	plane := newControlPlane(t)
+	plane.serve(t, "1", build(t, topology(shards...)))
+	plane.start(t)
+	s, w := newSidecar(t, plane.address), newWires(shards...)
+	s.startWired(t, w)
+	s.waitServing(t)
+	pid := s.status(t).Envoy.PID
+	// Connections of the listener before are drained, which closes them.
+	set := func(heard bool) {
+		t.Helper()
+		eventually(t, func() error {
+			w.take()
+			client := newClient(t, &redis.Options{Addr: s.config.Addresses.Redis, Protocol: 2})
+			defer client.Close()
+			if err := client.Set(t.Context(), t.Name(), "v", 0).Err(); err != nil {
+				return err
+			}
+			if got := w.take(); (len(got) > 0) != heard {
+				return fmt.Errorf("the lanes heard %q", got)
+			}
+			return nil
+		})
+	}
+	set(false)
+	for range 2 {
+		s.move(t, plane, laned(shards...))
+		set(true)
+		if lanes := s.status(t).Lanes; lanes == nil || len(lanes.Shards) != len(shards) {
+			t.Errorf("status of lanes: %+v", lanes)
+		}
+		s.move(t, plane, topology(shards...))
+		set(false)
+	}
+	if got := s.status(t).Envoy; got.PID != pid || len(got.Restarts) > 0 {
+		t.Errorf("Envoy is another: %+v", got)
+	}
+}
+
 // transactional is a topology in which lanes check transactions.
 func transactional(addresses ...string) mesh.Topology {
 	t := topology(addresses...)

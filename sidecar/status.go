@@ -23,6 +23,8 @@ type Status struct {
 	Reporting []ReportingStatus `json:"reporting"`
 	// StandIns are the shards for which the agent answers, or did a moment ago.
 	StandIns []StandInStatus `json:"standins"`
+	// Lanes are where Envoy sends writes; nil while no route is on lanes.
+	Lanes *LanesStatus `json:"lanes,omitempty"`
 }
 
 // EnvoyStatus is the state of Envoy's process.
@@ -58,10 +60,21 @@ type StandInStatus struct {
 	Kind  mesh.StandIn `json:"kind"`
 }
 
+// LanesStatus is what the agent has of lanes.
+type LanesStatus struct {
+	Folder   string   `json:"folder"`   // of their sockets, in the sidecar's
+	Shards   []string `json:"shards"`   // those that have one
+	Topology string   `json:"topology"` // hash of the topology that they follow; "" is none yet
+}
+
 func (a *agent) status() Status {
+	var lanes *LanesStatus
+	if shards := a.lanes.shards(); len(shards) > 0 {
+		lanes = &LanesStatus{Folder: a.lanes.folder, Shards: shards, Topology: a.topologies.version()}
+	}
 	return Status{
 		Name: a.config.Name, Region: a.config.Region, Zone: a.config.Zone, Version: a.config.Version, PID: os.Getpid(),
 		Addresses: a.config.Addresses, Envoy: a.supervisor.status(), XDS: a.relay.status(), Reporting: a.reporting.status(),
-		StandIns: a.standIns.status(),
+		StandIns: a.standIns.status(), Lanes: lanes,
 	}
 }

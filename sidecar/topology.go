@@ -56,6 +56,14 @@ func (t *topologies) current() *mesh.Topology {
 	return nil
 }
 
+// version is a hash of the topology that counts, "" while there is none.
+func (t *topologies) version() string {
+	if o := t.now.Load(); o != nil {
+		return digest(o.text)[:12]
+	}
+	return ""
+}
+
 // subscribe has f called with the topology that counts, if there is one, and then with every other, one at a time. A topology counts as
 // soon as all have returned: control planes learn then that this sidecar follows it.
 func (t *topologies) subscribe(f func(*mesh.Topology)) {

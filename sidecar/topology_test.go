@@ -204,6 +204,9 @@ func TestAnAgentFollowsTheTopology(t *testing.T) {
 	plane.heard.waitHas(t, map[string]string{"all-0": "", "all-1": ""})
 	plane.heard.publish(t, first)
 	plane.heard.waitHas(t, map[string]string{"all-0": shards[0], "all-1": shards[1]})
+	if got := s.status(t).Lanes; got != nil && (got.Folder != "lanes-1" || got.Topology != digest(asJSON(t, first))[:12]) {
+		t.Errorf("status of lanes: %+v", got)
+	}
 	held := laned(shards...)
 	held.Pools[0].Shards[0].StandIn = mesh.Hold
 	plane.heard.publish(t, held)

@@ -24,9 +24,13 @@ type routePolicy struct {
 	Prefix    string `json:"prefix"`
 	Pool      string `json:"pool"`
 	Coherence string `json:"coherence"`
-	Algorithm string `json:"algorithm"`
-	Size      uint64 `json:"size"`
-	OpTimeout string `json:"op_timeout"`
+	// What follows is of routes on lanes only.
+	Writes     string `json:"writes,omitempty"`
+	Durability string `json:"durability,omitempty"`
+	HoldOff    string `json:"hold_off,omitempty"`
+	Algorithm  string `json:"algorithm"`
+	Size       uint64 `json:"size"`
+	OpTimeout  string `json:"op_timeout"`
 }
 
 func newValidate() *cobra.Command {
@@ -89,10 +93,14 @@ func validate(file string, data []byte) (validation, error) {
 	v.Valid = true
 	for _, p := range m.Pools {
 		for _, r := range p.Routes {
-			v.Routes = append(v.Routes, routePolicy{
-				Prefix: r.Prefix, Pool: p.Name, Coherence: string(r.Coherence),
+			policy := routePolicy{
+				Prefix: r.Prefix, Pool: p.Name, Coherence: string(r.Coherence), Writes: string(r.Writes), Durability: string(r.Durability),
 				Algorithm: string(p.Hashing.Algorithm), Size: p.Hashing.Size, OpTimeout: m.OpTimeout.String(),
-			})
+			}
+			if r.Coherence == mesh.Invalidate {
+				policy.HoldOff = r.HoldOff.String()
+			}
+			v.Routes = append(v.Routes, policy)
 		}
 	}
 	return v, nil
@@ -101,9 +109,28 @@ func validate(file string, data []byte) (validation, error) {
 func printRoutes(w io.Writer, routes []routePolicy) {
 	t := newTable(w, "prefix", "pool", "coherence", "algorithm", "size", "op timeout")
 	for _, r := range routes {
-		t.AppendRow([]any{prefixText(r.Prefix), r.Pool, r.Coherence, r.Algorithm, r.Size, r.OpTimeout})
+		t.AppendRow([]any{prefixText(r.Prefix), r.Pool, coherenceText(r), r.Algorithm, r.Size, r.OpTimeout})
 	}
 	t.Render()
+}
+
+// coherenceText shows the policies of a coherent route with it.
+func coherenceText(r routePolicy) string {
+	text := r.Coherence
+	if r.Writes != "" {
+		text += ", " + r.Writes
+	}
+	if r.Durability == string(mesh.DurableReplica) {
+		text += ", on a replica too"
+	}
+	switch r.HoldOff {
+	case "":
+	case "0s":
+		text += ", no hold-off"
+	default:
+		text += ", hold-off " + r.HoldOff
+	}
+	return text
 }
 
 // prefixText shows the prefix that takes every other key so that it can be seen.
