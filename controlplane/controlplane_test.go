@@ -11,7 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/reports"
 )
 
 func TestRunServesAWatchedFile(t *testing.T) {
@@ -78,6 +82,23 @@ func TestRunServesAWatchedFile(t *testing.T) {
 		problems := status().Config.Problems
 		return len(problems) == 1 && strings.Contains(problems[0], `"home" is not in the mesh`)
 	})
+
+	// Policies that change nothing for Envoy reach agents all the same.
+	stream := connectAgent(t, at(0), insecure.NewCredentials(), &reports.Report{Agent: from("web")})
+	for _, writes := range []mesh.Writes{mesh.Refill, mesh.Update} {
+		writeFile(t, path, strings.Replace(strings.Replace(good, "cache-0", "cache-1", 1), `prefix: ""`, `prefix: "", coherence: invalidate, writes: `+string(writes), 1))
+		var topology mesh.Topology
+		for len(topology.Pools) == 0 { // what is to be probed may come first
+			if text := receiveInstructions(t, stream).Topology; len(text) > 0 {
+				if err := json.Unmarshal(text, &topology); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if pool := topology.Pools[0]; topology.Region != "home" || pool.Routes[0].Writes != writes || pool.Shards[0].Epoch == 0 {
+			t.Errorf("an agent is told %+v, want writes: %s", topology, writes)
+		}
+	}
 
 	for page, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/v1/topology": 200, "/v1/sidecars": 200, "/v1/shards": 200, "/nowhere": 404} {
 		if body, code := fetch(base + page); code != want {
