@@ -157,7 +157,6 @@ func (s *sidecar) startWired(t testing.TB, w *wires) *agent {
 		t.Fatal(err)
 	}
 	a.lanes.bind, a.lanes.unbind, a.lanes.drain = w.bind, w.unbind, w.drain
-	a.relay.prepare(a.relay.mayHave()) // what is saved
 	s.cancel, s.done = cancel, make(chan error, 1)
 	go func() {
 		defer held.Close()

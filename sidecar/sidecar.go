@@ -26,12 +26,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -39,7 +37,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cachemesh/cachemesh/certs"
-	"github.com/cachemesh/cachemesh/envoy"
 )
 
 const (
@@ -91,6 +88,8 @@ func run(ctx context.Context, c Config) error {
 func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) error {
 	defer a.lanes.close()
 	defer a.standIns.close()
+	// An Envoy that outlived the agent before may need what is saved already.
+	a.relay.prepare(a.relay.mayHave())
 	metrics, err := net.Listen("tcp", a.config.Metrics)
 	if err != nil {
 		return fmt.Errorf("metrics: %w: choose another address", err)
@@ -165,8 +164,6 @@ func newAgent(c Config, beside bool) (*agent, error) {
 		standIns.apply(endpoints)
 		lanes.apply(endpoints)
 	}
-	// An Envoy that outlived the agent before may need them already.
-	r.prepare(slices.Collect(maps.Values(saved[envoy.EndpointType])))
 	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes}, nil
 }
 
