@@ -58,7 +58,8 @@ func (e *executor) run() {
 			break
 		}
 		e.tick = false
-		if !b.empty() {
+		some := !b.empty()
+		if some {
 			e.pending = spare
 			e.space.Broadcast()
 		}
@@ -66,7 +67,7 @@ func (e *executor) run() {
 		if tick {
 			e.keepHouse()
 		}
-		if b != spare && !b.empty() {
+		if some {
 			e.serve(b)
 			b.reset()
 			spare = b
