@@ -45,6 +45,8 @@ var allowed = map[string][]string{
 	"examples/twitter/store":    {},
 	"examples/twitter/workload": {"examples/twitter/store"},
 	"bench":                     {"controlplane/xds", "envoy", "mesh", "process", "ring"},
+	"bench/delay":               {},
+	"bench/checker":             {},
 	"observability":             {},
 	"observability/dashboards":  {},
 	"test":                      {},
