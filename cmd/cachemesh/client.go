@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/controlplane"
 	"github.com/cachemesh/cachemesh/demo"
 	"github.com/cachemesh/cachemesh/mesh"
@@ -33,36 +31,26 @@ const commandTimeout = 90 * time.Second
 type meshFlags struct {
 	dir           string
 	controlplanes []string
-	tls           certs.Files
+	tls           tlsFlags
 }
 
 func (m *meshFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&m.dir, "dir", "", "folder of a running demo (default "+defaultDir+", if a mesh runs from it)")
 	f.StringSliceVar(&m.controlplanes, "controlplane", nil, "URL of a region's control plane, once for each region (or CACHEMESH_CONTROLPLANE, separated by commas)")
-	f.StringVar(&m.tls.CA, "tls-ca", "", "PEM file with the authority of the control planes' certificates (or CACHEMESH_TLS_CA; default: --dir's, else the system's)")
-	f.StringVar(&m.tls.Cert, "tls-cert", "", "PEM file with a certificate for control planes that ask for one (or CACHEMESH_TLS_CERT)")
-	f.StringVar(&m.tls.Key, "tls-key", "", "PEM file with its key (or CACHEMESH_TLS_KEY)")
+	m.tls.register(cmd, "the control planes'", "--dir's, else the system's")
 	cmd.MarkFlagDirname("dir")
 }
 
 // client speaks TLS to https URLs as the flags, the environment or the demo's folder say.
 func (m *meshFlags) client() (*http.Client, error) {
-	files := certs.Files{
-		CA:   cmp.Or(m.tls.CA, os.Getenv("CACHEMESH_TLS_CA")),
-		Cert: cmp.Or(m.tls.Cert, os.Getenv("CACHEMESH_TLS_CERT")),
-		Key:  cmp.Or(m.tls.Key, os.Getenv("CACHEMESH_TLS_KEY")),
-	}
+	files := m.tls.orEnvironment()
 	if fromDemo := m.dir != "" || os.Getenv("CACHEMESH_CONTROLPLANE") == ""; fromDemo && files.CA == "" && len(m.controlplanes) == 0 {
 		if e, err := demo.ReadEndpoints(cmp.Or(m.dir, defaultDir)); err == nil {
 			files.CA = e.CA
 		}
 	}
-	source, err := certs.Open(files, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: source.Client("")}}, nil
+	return m.tls.client(files)
 }
 
 // urls finds the control planes, one a region, the first region's first.
@@ -154,9 +142,8 @@ func (m *meshFlags) open(ctx context.Context, method, url string, body []byte) (
 		return nil, err
 	}
 	response, err := client.Do(request)
-	var untrusted *tls.CertificateVerificationError
-	if errors.As(err, &untrusted) {
-		return nil, fmt.Errorf("the control plane's certificate is not trusted: %w: name its authority with --tls-ca", err)
+	if err := mistrust("the control plane", err); err != nil {
+		return nil, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the control plane does not answer (its sidecars keep serving): %w", err)
