@@ -31,6 +31,7 @@ func (p *pair) nobodyLeads(t *testing.T) {
 }
 
 func TestConsulLostInAFailover(t *testing.T) {
+	t.Parallel()
 	server, consul := newMesh(t).startConsul(t)
 	p := newPair(t, "lone", server)
 	leader, primary := p.settle(t)

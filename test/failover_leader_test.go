@@ -358,6 +358,7 @@ func epochOf(all []shards.Event) (epoch uint64) {
 }
 
 func TestLeaderKilledAtEveryStep(t *testing.T) {
+	t.Parallel()
 	server, _ := newMesh(t).startConsul(t)
 	all := moments()
 	const pairs = 7

@@ -45,6 +45,7 @@ func newApart(t *testing.T) *apart {
 	}
 	m.spec.Pools = []mesh.PoolSpec{{Name: "all", Routes: []mesh.Route{{Prefix: ""}}}}
 	m.spec.Regions[0].Shards = []mesh.ShardSpec{shard}
+	m.spec.Health.DownAfter = 500 * time.Millisecond // a busy machine is no partition
 	m.write(t)
 
 	h := m.hosts[plane]
@@ -192,6 +193,7 @@ func (m *apart) mendAll(t *testing.T, pairs [][2]string) {
 }
 
 func TestPartitions(t *testing.T) {
+	t.Parallel()
 	m := newApart(t)
 	primary, replica := m.settle(t)
 	want := []shards.Kind{shards.Bootstrap}
