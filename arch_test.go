@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"sim/mutants":               {},
 	"controlplane/xds":          {"envoy"},
 	"controlplane":              {"certs", "consul", "controlplane/xds", "envoy", "mesh", "node", "reports", "shards"},
-	"sidecar":                   {"certs", "commands", "envoy", "mesh", "node", "process", "reports", "shards", "sidecar/null"},
+	"sidecar":                   {"certs", "commands", "envoy", "lane", "mesh", "node", "process", "regions/journal", "reports", "ring", "shards", "sidecar/null"},
 	"sidecar/null":              {"resp"},
 	"inject":                    {},
 	"demo":                      {"certs", "consul", "mesh", "observability", "process"},

@@ -107,10 +107,11 @@ func (b *batch) removed(into [][]byte, items []item) [][]byte {
 type policy struct {
 	routes []mesh.Route // longest prefix first
 	shard  func(key []byte) string
+	known  bool // without that, nothing may pass
 }
 
 func newPolicy(v View) *policy {
-	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf}
+	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, known: v.Address != "" || v.StandIn != ""}
 	slices.SortFunc(p.routes, func(a, b mesh.Route) int { return len(b.Prefix) - len(a.Prefix) })
 	return p
 }

@@ -171,7 +171,7 @@ func (c *conn) hold() *batch {
 	}
 	if !c.held {
 		c.held = true
-		c.policy = c.s.policy.Load()
+		c.policy = c.s.knownPolicy()
 		e.mu.Lock()
 		for e.pending.full() {
 			e.space.Wait()
@@ -214,6 +214,10 @@ func (c *conn) take(cmd command) error {
 		return c.control(string(name), cmd)
 	}
 	b := c.hold()
+	if !c.policy.known {
+		c.wrong(b, "ERR the shard's lane does not know its shard")
+		return nil
+	}
 	if !s.fits(cmd) {
 		c.wrong(b, "ERR wrong number of arguments for '"+string(name)+"' command")
 		return nil

@@ -110,7 +110,8 @@ type target struct {
 	changed   chan struct{} // closed when another View comes
 }
 
-// New returns a Server that serves no connection yet.
+// New returns a Server that serves no connection yet. A View with no Address and no StandIn is of a shard of which nothing is known yet:
+// commands wait for an Update.
 func New(c Config, v View) *Server {
 	c.Timeout = cmp.Or(c.Timeout, 400*time.Millisecond)
 	if c.Log == nil {
@@ -276,6 +277,17 @@ func (s *Server) pause(deadline time.Time) {
 	select {
 	case <-s.target.Load().changed:
 	case <-t.C:
+	}
+}
+
+// knownPolicy is the policy, for which it waits while a new Server knows nothing of its shard yet.
+func (s *Server) knownPolicy() *policy {
+	deadline := time.Now().Add(s.config.Timeout)
+	for {
+		if p := s.policy.Load(); p.known || !time.Now().Before(deadline) {
+			return p
+		}
+		s.pause(deadline)
 	}
 }
 

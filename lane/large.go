@@ -75,7 +75,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 		return "ERR the shard's lane reaches no primary: " + plain(err) + "; nothing was written", nil
 	}
 	defer up.net.Close()
-	c.policy = c.s.policy.Load()
+	c.policy = c.s.knownPolicy()
 	done := s.effect
 	if done == scripted || done == expires || done == expiresAt {
 		done = removes

@@ -53,6 +53,7 @@ type agent struct {
 	topologies *topologies
 	standIns   *standIns
 	lanes      *laneSockets
+	carrier    *carrier
 }
 
 // Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
@@ -87,6 +88,7 @@ func run(ctx context.Context, c Config) error {
 // serve is all of an agent's life, until ctx ends or another has taken its place.
 func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) error {
 	defer a.lanes.close()
+	defer a.carrier.close()
 	defer a.standIns.close()
 	// An Envoy that outlived the agent before may need what is saved already.
 	a.relay.prepare(a.relay.mayHave())
@@ -147,12 +149,15 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lanes: %w", err)
 	}
+	carrier := newCarrier(c.Logger)
+	lanes.bind, lanes.unbind, lanes.drain = carrier.bind, carrier.unbind, carrier.drain
 	r := newRelay(c, saved, lanes.folder, s.restartCount, source)
 	topology, err := loadTopology(c.Region, filepath.Join(c.Dir, topologyFile))
 	if err != nil {
 		c.Logger.Error("the saved topology is ignored: lanes wait for a control plane", "error", err)
 	}
 	topologies := newTopologies(c.Region, r.servedBy, topology, c.Logger)
+	topologies.subscribe(carrier.follow)
 	r.sourced = topologies.choose
 	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies)
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
@@ -164,7 +169,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 		standIns.apply(endpoints)
 		lanes.apply(endpoints)
 	}
-	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes}, nil
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes, carrier: carrier}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
