@@ -79,3 +79,29 @@ func TestAnEpochBeyondBeliefCountsAsNone(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+func TestAStateOlderThanANodeRaisesItsEpoch(t *testing.T) {
+	w := newWorld(t, []Member{{Pool: "p", Shard: "s", Nodes: []string{"a", "b"}}}, "x")
+	w.run(4 * time.Second)
+	b := w.nodes["b"] // was made primary after what the state tells, and refuses whatever is older
+	b.Role, b.Of, b.Epoch = mesh.Primary, "", 7
+	w.run(3 * time.Second)
+	if s := w.shard("s"); s.Primary != "a" || s.Epoch != 8 || b.Of != "a" {
+		t.Errorf("%+v, %+v", s, b)
+	}
+}
+
+func TestAGoodAnswerCountsThoughABadOneFollows(t *testing.T) {
+	w := newWorld(t, []Member{{Pool: "p", Shard: "s", Nodes: []string{"a", "b"}}}, "x")
+	w.run(4 * time.Second)
+	w.dead["a"] = true
+	w.run(250 * time.Millisecond)
+	a := *w.nodes["a"]
+	w.m.Probed(w.now, a)
+	a.Role = mesh.Replica
+	w.m.Probed(w.now, a)
+	w.run(200 * time.Millisecond)
+	if s := w.shard("s"); s.Epoch != 1 || s.Change != nil {
+		t.Errorf("%+v: a was well 200 ms ago", s)
+	}
+}

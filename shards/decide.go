@@ -248,11 +248,13 @@ func (d *deciding) tend(member Member, s Shard) {
 	if primary == nil || !d.alive(d.now, s.Primary) || !good(s, primary.Node) {
 		return
 	}
-	if primary.Epoch > s.Epoch {
-		// The state has been lost and made anew: numbers that were used are not used again.
-		d.begin(member, s, Change{Kind: Raised, Epoch: primary.Epoch + 1, From: s.Primary, To: s.Primary,
-			Reason: fmt.Sprintf("its node has seen epoch %d", primary.Epoch), Begun: d.config.Wall(d.now)})
-		return
+	for _, address := range member.Nodes {
+		// The state has been lost and made anew: numbers that were used are not used again, and a node refuses what is older.
+		if n := d.nodes[address]; d.alive(d.now, address) && n.Epoch > s.Epoch {
+			d.begin(member, s, Change{Kind: Raised, Epoch: n.Epoch + 1, From: s.Primary, To: s.Primary,
+				Reason: fmt.Sprintf("%s has seen epoch %d", address, n.Epoch), Begun: d.config.Wall(d.now)})
+			return
+		}
 	}
 	if primary.ReplID != s.ReplID {
 		s.ReplID = primary.ReplID

@@ -47,8 +47,9 @@ func good(s Shard, n Node) bool {
 // silence is for how long this control plane has had no good answer of the primary, since it leads and is awake.
 func (m *Manager) silence(now time.Time, name string, s Shard) time.Duration {
 	k := m.memory[name]
-	if n := m.nodes[s.Primary]; n != nil && good(s, n.Node) && n.at.After(k.good) {
-		k.good = n.at
+	// An answer counts also if a bad one has followed it since the last decision.
+	if n := m.nodes[s.Primary]; n != nil && n.leader == s.RunID && n.led.After(k.good) {
+		k.good = n.led
 	}
 	last := k.first
 	for _, t := range []time.Time{k.good, m.since, m.awake} {

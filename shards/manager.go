@@ -148,6 +148,8 @@ type Manager struct {
 type sighting struct {
 	Node
 	at     time.Time // of the last answer
+	led    time.Time // of the last answer as a primary
+	leader string    // run id of that
 	told   bool      // its loss is in the events
 	served string    // run id of a process of it that was made primary, or found as one
 	plain  bool      // it came up as a primary by itself
@@ -269,6 +271,9 @@ func (m *Manager) Probed(now time.Time, n Node) {
 		s.plain = true
 	}
 	s.Node, s.at = n, now
+	if n.Role == mesh.Primary && !n.Loading {
+		s.led, s.leader = now, n.RunID
+	}
 }
 
 // AgentSeen takes in that an agent is connected.
