@@ -22,6 +22,7 @@ type consul struct {
 	kept     record
 	index    uint64
 	last     uint64 // index of anything
+	backups  []record
 }
 
 // record is a state as the store keeps it.
@@ -117,6 +118,7 @@ func (k *consul) write(c *plane, r record, index uint64) (uint64, error) {
 	}
 	k.w.judge.committed(c, k.kept, r)
 	k.kept, k.index = r, k.next()
+	k.backups = append(k.backups, r)
 	k.tell()
 	return k.index, nil
 }

@@ -10,6 +10,7 @@ import (
 // facts are what has truly reached a control plane's process. They are kept beside the manager, and decide nothing: the judge holds
 // the manager's decisions against them.
 type facts struct {
+	decided  time.Duration              // when it decided last
 	led      time.Duration              // since when it leads
 	proof    time.Duration              // by its clock, of the last request of which Consul knows that its session lived
 	good     map[string]time.Duration   // by address and run id: the last answer as a primary

@@ -31,6 +31,7 @@ var faults = []fault{
 	{"Consul without leader", 3, leaderless},
 	{"Consul cut off from one", 3, consulCutOff},
 	{"Consul wiped", 2, wiped},
+	{"all lost but an old backup", 2, restored},
 	{"session ended", 2, sessionEnded},
 	{"control plane crashes", 4, planeCrashes},
 	{"control plane loses its disk", 2, planeLosesDisk},
@@ -306,6 +307,32 @@ func wiped(w *world, lasts time.Duration) func() {
 	return func() {}
 }
 
+// restored stops Consul and all control planes, and starts them with an old state. Only nodes know what came after it.
+func restored(w *world, lasts time.Duration) func() {
+	k := w.consul
+	if !k.leader || len(k.backups) == 0 {
+		return nil
+	}
+	k.leader, k.starting = false, true
+	for _, c := range w.planes {
+		c.crash(true)
+		c.lost = true
+	}
+	w.after(max(lasts, 3*s), func() {
+		k.wipe()
+		k.kept, k.index = pick(w, k.backups), k.next()
+		k.leader, k.starting = true, false
+		w.calm = w.now
+		w.judge.restored(k.kept)
+		w.logf("Consul is back, with revision %d", k.kept.revision)
+		for _, c := range w.planes {
+			c.lost = false
+			c.start()
+		}
+	})
+	return func() {}
+}
+
 func sessionEnded(w *world, _ time.Duration) func() {
 	if w.consul.holder == "" || !w.consul.leader {
 		return nil
@@ -320,9 +347,7 @@ func (w *world) crashes(c *plane, lose bool) func() {
 	}
 	c.crash(lose)
 	return func() {
-		if !c.up {
-			c.start()
-		}
+		c.begin()
 	}
 }
 
@@ -336,9 +361,7 @@ func planeStops(w *world, _ time.Duration) func() {
 	}
 	c.leave()
 	return func() {
-		if !c.up {
-			c.start()
-		}
+		c.begin()
 	}
 }
 
@@ -433,9 +456,7 @@ func (w *world) mend() {
 	}
 	for _, c := range w.planes {
 		c.resume()
-		if !c.up {
-			c.start()
-		}
+		c.begin()
 	}
 	for _, a := range w.agents {
 		if !a.up {

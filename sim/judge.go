@@ -91,6 +91,7 @@ func (j *judge) newLineage() int { j.lineages++; return j.lineages }
 
 // decided judges what a control plane is about to write or to do.
 func (j *judge) decided(c *plane, old shards.State, d shards.Decision) {
+	c.facts.decided = j.w.now
 	const lease = 2*s + 30*ms // a lock delay of 3 s, less a margin of 1 s; clocks have an unequal pace
 	if c.clock() > c.facts.proof+lease {
 		j.fail(InLease, "%s acts %s after Consul last knew that it leads", c.name, c.clock()-c.facts.proof)
@@ -157,7 +158,8 @@ func (j *judge) begun(c *plane, m member, old, next shards.State, before, after 
 		return
 	}
 	continues := before.Change != nil && before.Change.Phase != shards.Serving &&
-		!(after.Epoch == before.Change.Epoch && after.Primary == before.Change.To) // it takes effect with this
+		!(after.Epoch == before.Change.Epoch && after.Primary == before.Change.To) && // it takes effect with this
+		!(after.Epoch > before.Change.Epoch && after.Primary == before.Primary && before.Primary != "" && before.Change.Phase == shards.Holding) // it is abandoned
 	isFrozen := func(s shards.State) bool { f, ok := s.Frozen[m.Pool]; return ok && !f.Accepted }
 	if isFrozen(old) && isFrozen(next) && !continues && change.Kind != shards.Bootstrap { // a new shard has nothing to lose
 		j.fail(FrozenChanges, "%s begins a %s of %s", c.name, change.Kind, m.Shard)
@@ -198,12 +200,19 @@ func (j *judge) begun(c *plane, m member, old, next shards.State, before, after 
 		if before.Epoch > 0 {
 			j.fail(Rule, "%s has had a primary already", m.Shard)
 		}
+		if to := j.w.byName[change.To]; to != nil && to.lineage == 0 && to.honest() {
+			for _, n := range m.nodes {
+				if t := j.of(m.Shard); n.lineage > 0 && n.lineage == t.lineage && n.honest() && c.facts.alive(c, n.address, true) && !c.facts.views[n.address].Loading && c.facts.views[n.address].Offset > 0 {
+					j.fail(Empty, "%s begins with %s, which is empty; %s has data", m.Shard, to.address, n.address)
+				}
+			}
+		}
 	case shards.Recovery:
 		if before.Primary != "" || !change.Fresh {
 			j.fail(Rule, "recovery of %s, whose primary is %q; fresh %t", m.Shard, before.Primary, change.Fresh)
 		}
 	case shards.Raised:
-		if change.To != before.Primary || c.facts.views[change.To].Epoch <= before.Epoch {
+		if change.To != before.Primary || !slices.ContainsFunc(m.Nodes, func(address string) bool { return c.facts.views[address].Epoch > before.Epoch }) {
 			j.fail(Rule, "the epoch of %s is raised for %s", m.Shard, change.To)
 		}
 	default:
@@ -297,12 +306,26 @@ func (j *judge) give(c *plane, shard string, epoch uint64, owner string) {
 	t.owners[epoch] = owner
 }
 
-// blind says whether nothing that a control plane could reach remembered an epoch: the store has lost it, and no node shows it.
+// blind says whether nothing that reached a control plane before its decision remembered an epoch: the store has lost it, and no node shows it.
 func (j *judge) blind(c *plane, shard string, epoch uint64, owner string) bool {
 	return j.rolled && !slices.ContainsFunc(j.w.member(shard).nodes, func(n *node) bool {
-		shows := n.role == mesh.Primary || n.linked || n.address == owner
-		return n.up && !n.hung && !n.loading && shows && n.honest() && n.slow == 0 && j.w.linked(c.id, n.id) && n.epoch >= epoch && j.w.now > 5*s
+		if n.address == owner {
+			return n.epoch >= epoch // it was asked before it was promoted
+		}
+		return n.honest() && c.facts.alive(c, n.address, true) && c.facts.answered[n.address] < c.facts.decided && c.facts.views[n.address].Epoch >= epoch
 	})
+}
+
+// restored takes in that the store has an old state from now on.
+func (j *judge) restored(r record) {
+	j.rolled = true
+	for _, m := range j.w.members {
+		t := j.of(m.Shard)
+		t.listed, t.acked, t.since = map[string]time.Duration{}, nil, j.w.now
+		for _, name := range r.state.Shards[m.Shard].Witnesses {
+			t.listed[name] = j.w.now
+		}
+	}
 }
 
 // committed judges a state that replaces another in the store.

@@ -22,6 +22,7 @@ type plane struct {
 	id   int
 	name string
 	up   bool
+	lost bool          // it is not started for now
 	run  int           // grows with each start
 	base time.Time     // its clock's zero
 	rate float64       // its clock's pace
@@ -61,6 +62,13 @@ func (w *world) newPlane(i int) {
 
 func (c *plane) clock() time.Duration { return time.Duration(float64(c.w.now) * c.rate) }
 func (c *plane) reading() time.Time   { return c.base.Add(c.clock()) }
+
+// begin starts it again, unless it runs.
+func (c *plane) begin() {
+	if !c.up && !c.lost {
+		c.start()
+	}
+}
 
 // start begins a process that knows what is on its disk.
 func (c *plane) start() {
@@ -173,9 +181,7 @@ func (c *plane) step(name string, do func()) {
 		c.w.logf("(%s)", name)
 		c.crash(false)
 		c.w.after(c.w.upTo(5*s), func() {
-			if !c.up {
-				c.start()
-			}
+			c.begin()
 		})
 	default:
 		c.w.count("pause " + name)

@@ -105,7 +105,7 @@ func (w *world) build() {
 	w.connect()
 	w.logf("seed %d, %s: %d control planes, %d shards of %d nodes, %d agents, down after %s", w.seed, w.settings.kind, planes, all, replicas+1, agents, w.settings.downAfter)
 	for _, c := range w.planes {
-		w.after(w.upTo(2*s), c.start)
+		w.after(w.upTo(2*s), c.begin)
 	}
 }
 
