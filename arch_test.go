@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"sim":                       {"mesh", "shards"},
 	"sim/mutants":               {},
 	"controlplane/xds":          {"envoy"},
-	"controlplane":              {"certs", "consul", "controlplane/xds", "envoy", "mesh", "node", "reports", "shards"},
+	"controlplane":              {"certs", "consul", "controlplane/xds", "envoy", "mesh", "node", "regions/journal", "reports", "shards"},
 	"sidecar":                   {"certs", "commands", "envoy", "lane", "mesh", "node", "process", "regions/journal", "reports", "ring", "shards", "sidecar/null"},
 	"sidecar/null":              {"resp"},
 	"inject":                    {},

@@ -38,11 +38,13 @@ func (c *ControlPlane) handler() http.Handler {
 		writeJSON(w, http.StatusOK, c.status().Shards)
 	})
 	mux.Handle("GET /v1/events", c.events)
-	commandAPI{topology: func() mesh.Topology { return c.view.Load().topology }, ask: c.manager.ask}.register(mux)
+	commands := commandAPI{topology: func() mesh.Topology { return c.view.Load().topology }, ask: c.manager.ask}
+	commands.register(mux)
+	invalidateAPI{commandAPI: commands, region: c.config.Region, leads: c.manager.leads, log: c.log}.register(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{
 			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards and /v1/events for GET, " +
-				"/v1/shards/SHARD/switch, /v1/shards/SHARD/restart and /v1/pools/POOL/accept for POST",
+				"/v1/shards/SHARD/switch, /v1/shards/SHARD/restart, /v1/pools/POOL/accept and /v1/regions/invalidate for POST",
 		})
 	})
 	return mux

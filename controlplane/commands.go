@@ -79,6 +79,10 @@ func (a commandAPI) register(mux *http.ServeMux) {
 
 // accepts answers for a request that may not change anything, or whose body is not what it should be.
 func (a commandAPI) accepts(w http.ResponseWriter, r *http.Request, body any) bool {
+	return a.acceptsUpTo(maxCommandBytes, w, r, body)
+}
+
+func (a commandAPI) acceptsUpTo(limit int64, w http.ResponseWriter, r *http.Request, body any) bool {
 	if err := a.mayWrite(r); err != nil {
 		writeError(w, http.StatusForbidden, err)
 		return false
@@ -88,7 +92,7 @@ func (a commandAPI) accepts(w http.ResponseWriter, r *http.Request, body any) bo
 		writeError(w, http.StatusUnsupportedMediaType, errors.New("send it with Content-Type: application/json"))
 		return false
 	}
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCommandBytes))
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	decoder.DisallowUnknownFields()
 	err := decoder.Decode(body)
 	if err == nil {
@@ -101,7 +105,7 @@ func (a commandAPI) accepts(w http.ResponseWriter, r *http.Request, body any) bo
 	case errors.Is(err, io.EOF): // an empty body is an empty object
 		return true
 	case errors.As(err, &long):
-		writeError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("the body has more than %d bytes", maxCommandBytes))
+		writeError(w, http.StatusRequestEntityTooLarge, fmt.Errorf("the body has more than %d bytes", limit))
 	default:
 		writeError(w, http.StatusBadRequest, fmt.Errorf("the body: %w", err))
 	}
@@ -145,14 +149,21 @@ func (a commandAPI) shard(w http.ResponseWriter, r *http.Request) (pool string, 
 
 func (a commandAPI) run(w http.ResponseWriter, r *http.Request, command shards.Command) {
 	event, err := a.ask(r.Context(), command)
+	if err != nil {
+		a.refuse(w, r, err)
+		return
+	}
+	event.Pool = cmp.Or(event.Pool, command.Pool)
+	if event.Time.IsZero() {
+		event.Time = time.Now() // a restart is answered before its event is written
+	}
+	writeJSON(w, http.StatusOK, event)
+}
+
+// refuse says why a command was not carried out, or sends it on to who leads.
+func (a commandAPI) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var elsewhere notLeading
 	switch {
-	case err == nil:
-		event.Pool = cmp.Or(event.Pool, command.Pool)
-		if event.Time.IsZero() {
-			event.Time = time.Now() // a restart is answered before its event is written
-		}
-		writeJSON(w, http.StatusOK, event)
 	case errors.As(err, &elsewhere) && elsewhere.leader != "":
 		http.Redirect(w, r, elsewhere.leader+r.URL.Path, http.StatusTemporaryRedirect)
 	case errors.As(err, &elsewhere):

@@ -286,12 +286,7 @@ func (m *manager) ask(ctx context.Context, c shards.Command) (shards.Event, erro
 	m.mu.Lock()
 	if !m.machine.Leading(time.Now()) {
 		m.mu.Unlock()
-		leader := m.store.leader()
-		reason := "no control plane of the region leads now: see `cachemesh status`"
-		if leader != "" {
-			reason = "another control plane of the region leads: " + leader
-		}
-		return shards.Event{}, notLeading{leader, errors.New(reason)}
+		return shards.Event{}, m.elsewhere()
 	}
 	if m.observe {
 		m.mu.Unlock()
@@ -314,6 +309,24 @@ func (m *manager) ask(ctx context.Context, c shards.Command) (shards.Event, erro
 		delete(m.answers, id) // it is carried out all the same
 		return shards.Event{}, ctx.Err()
 	}
+}
+
+// leads is nil while this control plane decides for its region, else notLeading.
+func (m *manager) leads() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.machine.Leading(time.Now()) {
+		return nil
+	}
+	return m.elsewhere()
+}
+
+func (m *manager) elsewhere() notLeading {
+	leader := m.store.leader()
+	if leader == "" {
+		return notLeading{"", errors.New("no control plane of the region leads now: see `cachemesh status`")}
+	}
+	return notLeading{leader, errors.New("another control plane of the region leads: " + leader)}
 }
 
 // deliver passes answers on to who asked. The caller holds the lock.

@@ -77,9 +77,9 @@ type ShardRemoval struct {
 	Shard   string `json:"shard"`
 	Node    string `json:"node"` // address of the primary that was asked
 	Epoch   uint64 `json:"epoch"`
-	Seen    uint64 `json:"seen"`    // keys that were asked for, or looked at
-	Of      uint64 `json:"of"`      // about how many those will be
-	Removed uint64 `json:"removed"` // keys that were there
+	Seen    uint64 `json:"seen"`              // keys that were asked for, or looked at
+	Of      uint64 `json:"of"`                // about how many those will be
+	Removed uint64 `json:"removed"`           // keys that were there
 	Journal string `json:"journal,omitempty"` // "EPOCH ID" of the entry
 	Done    bool   `json:"done"`
 	Error   string `json:"error,omitempty"`
