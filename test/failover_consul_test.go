@@ -76,7 +76,7 @@ func TestConsulLostInAFailover(t *testing.T) {
 
 	// It goes when a replica has been promoted, and nobody has been told.
 	victim := consul
-	gone := newTrap(command("set", "cachemesh:epoch"), true, func() { victim.Signal(syscall.SIGKILL) })
+	gone := newTrap(command("set", "cachemesh:epoch"), after, func() { victim.Signal(syscall.SIGKILL) })
 	p.ways[other()].set(gone)
 	p.kept[primary].kill(t)
 	select {

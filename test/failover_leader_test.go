@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -110,9 +109,9 @@ type consulWay struct {
 	trap *consulTrap
 }
 
-// consulTrap is set for the write of a state. It goes off once: before Consul has it, or after it has answered.
+// consulTrap is set for the write of a state.
 type consulTrap struct {
-	trap
+	*trap
 	is func(shards.State) bool
 }
 
@@ -129,13 +128,13 @@ func newConsulWay(t *testing.T, consul string) *consulWay {
 			forward.ServeHTTP(out, in)
 			return
 		}
-		if p.after {
+		if p.received() {
 			answer, err := transport.RoundTrip(toConsul(in, consul))
 			if err == nil {
 				answer.Body.Close()
 			}
+			p.answered()
 		}
-		p.goOff()
 		panic(http.ErrAbortHandler)
 	})}
 	listening := make(chan error, 1)
@@ -197,12 +196,12 @@ func stateIn(body []byte) (s shards.State, err error) {
 	return record.State, err
 }
 
-// moment is where in a change the leader is killed: at a command to a node, or at the write of a state, before it or after it.
+// moment is when in a change the leader is killed: at a command to a node, or at the write of a state.
 type moment struct {
+	when    when
 	change  shards.Kind  // Failover, Switch, or Demoted: the old primary's return
 	command string       // to which of the nodes does not matter
 	phase   shards.Phase // of the shard in the state that is written
-	after   bool
 }
 
 func (m moment) String() string {
@@ -213,31 +212,27 @@ func (m moment) String() string {
 	if m.phase == "" && m.command == "" {
 		at = "writing the end"
 	}
-	when := "before "
-	if m.after {
-		when = "after "
-	}
-	return strings.NewReplacer("\r\n", " ", "$", "").Replace(string(m.change) + ", " + when + at)
+	return strings.NewReplacer("\r\n", " ", "$", "").Replace(fmt.Sprint(m.change, ", ", m.when, " ", at))
 }
 
 // moments are all of a failover, of the old primary's return and of a switch.
 func moments() (all []moment) {
-	for _, after := range []bool{false, true} {
+	for _, at := range []when{before, after, late} {
 		for _, change := range []shards.Kind{shards.Failover, shards.Switch} {
 			phases := []shards.Phase{shards.Promoting, shards.Serving, ""}
 			if change == shards.Switch {
 				phases[0] = shards.Holding
 			}
 			for _, phase := range phases {
-				all = append(all, moment{change: change, phase: phase, after: after})
+				all = append(all, moment{at, change, "", phase})
 			}
 			for _, c := range []string{command("replicaof", "no"), command("set", "cachemesh:epoch")} {
-				all = append(all, moment{change: change, command: c, after: after})
+				all = append(all, moment{at, change, c, ""})
 			}
 		}
-		all = append(all, moment{change: shards.Demoted, command: command("replicaof", "127.0.0.1"), after: after})
+		all = append(all, moment{at, shards.Demoted, command("replicaof", "127.0.0.1"), ""})
 		for _, c := range []string{command("client", "pause"), command("replicaof", "127.0.0.1"), command("client", "unpause")} {
-			all = append(all, moment{change: shards.Switch, command: c, after: after})
+			all = append(all, moment{at, shards.Switch, c, ""})
 		}
 	}
 	return all
@@ -247,10 +242,10 @@ func moments() (all []moment) {
 func (p *pair) kill(t *testing.T, at moment) {
 	t.Helper()
 	leader, primary := p.settle(t)
-	before := p.story(t, leader)
+	past := p.story(t, leader)
 	lost := p.checker.lost.Load()
 	victim := p.planes[leader]
-	once := newTrap(at.command, at.after, func() { victim.process.Signal(syscall.SIGKILL) })
+	once := newTrap(at.command, at.when, func() { victim.process.Signal(syscall.SIGKILL) })
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	begin := func() {
@@ -264,7 +259,7 @@ func (p *pair) kill(t *testing.T, at moment) {
 	if at.change == shards.Demoted {
 		begin()
 		eventually(t, 10*time.Second, func() error {
-			if now := p.story(t, leader); count(now, shards.Failover) == count(before, shards.Failover) {
+			if now := p.story(t, leader); count(now, shards.Failover) == count(past, shards.Failover) {
 				return errors.New("no failover yet")
 			}
 			return nil
@@ -277,7 +272,7 @@ func (p *pair) kill(t *testing.T, at moment) {
 			w.set(once)
 		}
 	} else {
-		once = p.writing(leader, at, epochOf(before), once.spring)
+		p.writing(leader, at, epochOf(past), once)
 	}
 	begin()
 	select {
@@ -302,13 +297,26 @@ func (p *pair) kill(t *testing.T, at moment) {
 	}
 	victim.start(t)
 	_, now := p.settle(t)
+	if at.when == late {
+		close(once.release)
+		select {
+		case <-once.delivered:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: the late message has no answer", at)
+		}
+		p.checker.waitMore(t, 20)
+		_, next := p.settle(t)
+		if next != now {
+			t.Errorf("%s: the late message made %s the primary, %s was", at, next, now)
+		}
+	}
 	story := p.story(t, other)
 	switch {
 	case at.change != shards.Switch && now == primary:
 		t.Errorf("%s is the primary again", now)
-	case at.change != shards.Switch && count(story, shards.Failover) != count(before, shards.Failover)+1:
-		t.Errorf("the failovers are %v, were %v", kinds(story, p.shard), kinds(before, p.shard))
-	case at.change == shards.Switch && now != primary && count(story, shards.Switch) == count(before, shards.Switch):
+	case at.change != shards.Switch && count(story, shards.Failover) != count(past, shards.Failover)+1:
+		t.Errorf("the failovers are %v, were %v", kinds(story, p.shard), kinds(past, p.shard))
+	case at.change == shards.Switch && now != primary && count(story, shards.Switch) == count(past, shards.Switch):
 		t.Errorf("the switch is not in %v", kinds(story, p.shard))
 	case at.change == shards.Switch && p.checker.lost.Load() > lost:
 		t.Errorf("%s: %d acknowledged writes were lost", at, p.checker.lost.Load()-lost)
@@ -335,18 +343,16 @@ func (p *pair) ask(plane int, begun <-chan struct{}) {
 }
 
 // writing sets a trap for the write of a shard's state in a phase of a change after an epoch.
-func (p *pair) writing(plane int, at moment, epoch uint64, spring func()) *trap {
+func (p *pair) writing(plane int, at moment, epoch uint64, once *trap) {
 	begun := false
-	c := &consulTrap{trap: trap{after: at.after, spring: spring, sprung: make(chan struct{})}, is: func(s shards.State) bool {
+	p.consuls[plane].set(&consulTrap{once, func(s shards.State) bool {
 		change := s.Shards[p.shard].Change
 		if change != nil && change.Epoch > epoch {
 			begun = true
 			return at.phase == change.Phase
 		}
 		return begun && at.phase == "" && change == nil
-	}}
-	p.consuls[plane].set(c)
-	return &c.trap
+	}})
 }
 
 // epochOf is the highest in a story.
@@ -361,7 +367,7 @@ func TestLeaderKilledAtEveryStep(t *testing.T) {
 	t.Parallel()
 	server, _ := newMesh(t).startConsul(t)
 	all := moments()
-	const pairs = 7
+	const pairs = 9
 	t.Run("pairs", func(t *testing.T) {
 		var running sync.WaitGroup
 		defer running.Wait()
@@ -369,7 +375,8 @@ func TestLeaderKilledAtEveryStep(t *testing.T) {
 			running.Go(func() {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					p := newPair(t, fmt.Sprintf("pair%d", i), server)
-					for at := range slices.Values(all[i*len(all)/pairs : (i+1)*len(all)/pairs]) {
+					for n := i; n < len(all); n += pairs {
+						at := all[n]
 						began := time.Now()
 						p.kill(t, at)
 						t.Logf("%s: %s", at, time.Since(began).Round(100*time.Millisecond))

@@ -261,17 +261,27 @@ type way struct {
 	trap  *trap
 }
 
-// trap is set for a command on its way to a node. It goes off once: before the node has the command, or after it has answered.
+// trap is set for a message. It goes off once: before the message has been received, or after it has been answered.
 type trap struct {
-	command string // as it is sent, in lower case
-	after   bool
+	command string // to a node, as it is sent, in lower case
+	when    when
 	spring  func()
 	sprung  chan struct{}
 	once    sync.Once
+	// A late message is received once release is closed; delivered is closed when it has been answered.
+	release, delivered chan struct{}
 }
 
-func newTrap(command string, after bool, spring func()) *trap {
-	return &trap{command: command, after: after, spring: spring, sprung: make(chan struct{})}
+type when string
+
+const (
+	before when = "before"
+	after  when = "after"
+	late   when = "late" // before, and the message is received much later
+)
+
+func newTrap(command string, at when, spring func()) *trap {
+	return &trap{command: command, when: at, spring: spring, sprung: make(chan struct{}), release: make(chan struct{}), delivered: make(chan struct{})}
 }
 
 func (p *trap) goOff() {
@@ -279,6 +289,29 @@ func (p *trap) goOff() {
 		p.spring()
 		close(p.sprung)
 	})
+}
+
+// received says whether the message may be received now.
+func (p *trap) received() bool {
+	if p.when == after {
+		return true
+	}
+	p.goOff()
+	if p.when == before {
+		return false
+	}
+	select {
+	case <-p.release:
+		return true
+	case <-time.After(30 * time.Second):
+		return false
+	}
+}
+
+// answered takes in that the message has been answered. The answer is lost.
+func (p *trap) answered() {
+	p.goOff()
+	close(p.delivered)
 }
 
 // command is how a Redis client sends one, or the beginning of one, in lower case.
@@ -390,7 +423,7 @@ func (w *way) serve(client net.Conn) {
 			}
 			select {
 			case p := <-caught:
-				p.goOff()
+				p.answered()
 				return
 			default:
 			}
@@ -405,11 +438,13 @@ func (w *way) serve(client net.Conn) {
 			break
 		}
 		if p := w.trapped(buffer[:n]); p != nil {
-			if !p.after {
-				p.goOff()
+			if !p.received() {
 				break
 			}
 			caught <- p
+			node.Write(buffer[:n])
+			<-answered
+			break
 		}
 		if _, err := node.Write(buffer[:n]); err != nil {
 			break
