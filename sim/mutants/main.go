@@ -17,7 +17,7 @@ import (
 )
 
 func main() {
-	seeds := flag.Int("seeds", 4000, "try each with so many")
+	seeds := flag.Int("seeds", 10000, "try each with so many")
 	only := flag.String("only", "", "try those whose name contains this")
 	flag.Parse()
 	if err := run(*seeds, *only); err != nil {

@@ -21,7 +21,7 @@ var mutants = []mutant{
 	one("witnesses are not asked", "health.go", "m.config.DownAfter && agreed(down, len(s.Witnesses))", "m.config.DownAfter && down >= 0"),
 	one("the control plane need not miss the primary itself", "health.go", "return m.silence(now, name, s) >= m.config.DownAfter && agreed(", "return agreed("),
 	one("a verdict counts for ever", "health.go", "now.Sub(v.at) > verdictLife || ", ""),
-	one("a verdict on an older epoch counts", "health.go", "v.Epoch != s.Epoch || ", ""),
+	one("a verdict on the primary before counts", "health.go", "v.Epoch != s.Epoch || v.Address != s.Primary", "false"),
 	one("a witness is forgotten when it disconnects", "witness.go", "a.connected || d.now.Sub(last) < agentLife", "a.connected || d.now.Sub(last) < 0"),
 	one("a witness counts for a minute after it is gone", "witness.go", "< agentLife", "< time.Minute"),
 	{"another process at the primary's address is the primary", []edit{
