@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	"examples/twitter/load":     {"examples/twitter/app", "examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/store":    {},
 	"examples/twitter/workload": {"examples/twitter/store"},
-	"bench":                     {"controlplane/xds", "envoy", "mesh", "process", "ring"},
+	"bench":                     {"bench/delay", "controlplane/xds", "envoy", "mesh", "process", "ring"},
 	"bench/delay":               {},
 	"bench/checker":             {},
 	"observability":             {},

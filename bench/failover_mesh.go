@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -105,10 +104,6 @@ func servesMisses(t target) func(context.Context, int) error {
 		}
 		return nil
 	}
-}
-
-func valueOf(key string) string {
-	return key + " " + strings.Repeat("v", valueBytes-len(key)-1)
 }
 
 func (m *failoverMesh) stop() error {

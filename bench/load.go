@@ -26,11 +26,10 @@ type endpoint struct{ network, address string }
 
 func key(i int) string { return fmt.Sprintf("bench:%08d", i) }
 
-// value begins with its key, so that a reply that belongs to another request is noticed.
-func value(i int) string {
-	k := key(i) + " "
-	return k + strings.Repeat("v", valueBytes-len(k))
-}
+func value(i int) string { return valueOf(key(i)) }
+
+// valueOf begins with the key, so that a reply that belongs to another request is noticed.
+func valueOf(key string) string { return key + " " + strings.Repeat("v", valueBytes-len(key)-1) }
 
 // workload is a cycle of batches: the bytes to send and the bytes that must come back. Whatever else a
 // server answers is an error, so that none is ever counted as an operation.
@@ -41,18 +40,27 @@ type workload struct {
 
 // newWorkload runs command (GET or SET) over all keys, shuffled the same way each time.
 func newWorkload(command string, pipeline int) workload {
+	return workloadOf("bench:", command, pipeline)
+}
+
+// workloadOf has keys that begin with prefix. DEL is of keys that are never there.
+func workloadOf(prefix, command string, pipeline int) workload {
 	w := workload{pipeline: pipeline}
 	order := rand.New(rand.NewPCG(1, 2)).Perm(keyCount)
 	for len(order) >= pipeline {
 		var request, reply []byte
 		for _, i := range order[:pipeline] {
+			key := fmt.Sprintf("%s%08d", prefix, i)
 			switch command {
 			case "GET":
-				request = fmt.Appendf(request, "*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n", len(key(i)), key(i))
-				reply = fmt.Appendf(reply, "$%d\r\n%s\r\n", valueBytes, value(i))
+				request = fmt.Appendf(request, "*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n", len(key), key)
+				reply = fmt.Appendf(reply, "$%d\r\n%s\r\n", valueBytes, valueOf(key))
 			case "SET":
-				request = fmt.Appendf(request, "*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n", len(key(i)), key(i), valueBytes, value(i))
+				request = fmt.Appendf(request, "*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n", len(key), key, valueBytes, valueOf(key))
 				reply = append(reply, "+OK\r\n"...)
+			case "DEL":
+				request = fmt.Appendf(request, "*2\r\n$3\r\nDEL\r\n$%d\r\n%s\r\n", len(key), key)
+				reply = append(reply, ":0\r\n"...)
 			default:
 				panic("no workload for " + command)
 			}
