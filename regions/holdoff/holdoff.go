@@ -1,0 +1,219 @@
+// Package holdoff keeps, on a shard, which of its keys were invalidated a moment ago. Whoever fills such a key again may have read the value
+// before the change, or from a replica of the database that lags: so what it writes lives no longer than the rest of the hold-off, and is
+// removed once more at its end.
+//
+// Lanes and appliers use it, each over its own connection: the package builds commands and reads replies, and connects to nothing. It decides
+// by the shard's clock alone.
+//
+// On the shard's nodes, under keys that applications cannot reach:
+//
+//	cachemesh:held           sorted set: KEY → when its hold-off ends, in milliseconds since 1970 by the shard's clock, and as a fraction
+//	                         what becomes of the key then
+//	                           .0   removed at home, not written since
+//	                           .25  removed for another region, or by prefix: it is removed once more
+//	                           .5   removed at home and written since: it is removed once more, here and in other regions
+//	                           .75  the hold-off is over, and somebody is about to tell other regions
+//	cachemesh:held:prefixes  sorted set: PREFIX → when the hold-off of all keys that begin so ends
+//
+// They are part of the shard's data: replicas have them, and restarts of agents change nothing. There are at most MaxMarks keys; beyond, all
+// keys of the shard are held. A key is suspect for as long as its mark says, however it is written: after each write of a coherent route with
+// a hold-off, in the same round trip, a Note looks whether it is held and shortens its time to live. Should that not happen because the
+// writer was killed in between, the end of the hold-off removes the key all the same.
+package holdoff
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+const (
+	heldKey     = mesh.ReservedPrefix + "held"
+	prefixesKey = mesh.ReservedPrefix + "held:prefixes"
+
+	// MaxMarks bounds the keys that a shard remembers, which take about 150 bytes each.
+	MaxMarks = 100_000
+	// maxKey bounds a key's length, in bytes. Of a longer one, all that begin as it does are held.
+	maxKey = 4096
+	// maxPrefixes bounds the prefixes. Beyond, all keys are held.
+	maxPrefixes = 64
+	// Longest bounds a hold-off: a clock that was set back must not hold keys for days.
+	Longest = 10 * time.Minute
+	// DueAtOnce bounds what Due handles.
+	DueAtOnce = 500
+	// lease is how long whoever was told of a key's end has to journal it, before another is told.
+	lease = 2 * time.Second
+)
+
+// Of is how long a key of the route is suspect after it was removed; 0 is not at all. Where writes are updates, a SET is no refill.
+func Of(r *mesh.Route) time.Duration {
+	if r == nil || r.Coherence != mesh.Invalidate || r.Writes != mesh.Refill {
+		return 0
+	}
+	return r.HoldOff
+}
+
+// Mark is a key, or a prefix, and how long it is suspect from now on.
+type Mark struct {
+	Key []byte
+	For time.Duration
+}
+
+// Note is what happened to keys of routes with a hold-off. Sent after it, in one transaction where the removals are in one.
+type Note struct {
+	Link     bool     // the removals are of other regions, which know of them
+	Removed  []Mark   // keys
+	Prefixes []Mark   // an empty one is everything
+	Written  [][]byte // keys that may have been filled again
+}
+
+// Empty says whether there is nothing to note.
+func (n *Note) Empty() bool { return len(n.Removed)+len(n.Prefixes)+len(n.Written) == 0 }
+
+// Reset makes it empty and keeps its memory.
+func (n *Note) Reset() {
+	clear(n.Removed)
+	clear(n.Prefixes)
+	clear(n.Written)
+	n.Removed, n.Prefixes, n.Written = n.Removed[:0], n.Prefixes[:0], n.Written[:0]
+}
+
+// Append appends the command as Redis reads it. Its reply is an integer: how many of the written keys are held; or, unless whole sends the
+// script along, an error that begins with NOSCRIPT.
+func (n *Note) Append(b []byte, whole bool) []byte {
+	marks, prefixes := len(n.Removed), len(n.Prefixes)
+	for _, m := range n.Removed {
+		if len(m.Key) > maxKey {
+			marks, prefixes = marks-1, prefixes+1
+		}
+	}
+	b = noteScript.append(b, whole, 2, 5+2*(marks+prefixes)+len(n.Written))
+	b = appendBulk(appendBulk(b, heldKey), prefixesKey)
+	state := 0
+	if n.Link {
+		state = 1
+	}
+	b = appendInt(appendInt(appendInt(b, state), marks), prefixes)
+	for _, m := range n.Removed {
+		if len(m.Key) <= maxKey {
+			b = m.append(b, m.Key)
+		}
+	}
+	for _, m := range n.Removed {
+		if len(m.Key) > maxKey {
+			b = m.append(b, m.Key[:maxKey])
+		}
+	}
+	for _, m := range n.Prefixes {
+		b = m.append(b, m.Key[:min(len(m.Key), maxKey)])
+	}
+	for _, k := range n.Written {
+		b = appendBulk(b, k)
+	}
+	return b
+}
+
+func (m Mark) append(b, key []byte) []byte {
+	return appendBulk(appendInt(b, int(min(m.For, Longest).Milliseconds())), key)
+}
+
+// Args is the command for a Redis client, with the script.
+func (n *Note) Args() []any {
+	state := 0
+	if n.Link {
+		state = 1
+	}
+	var marks, wide []any
+	add := func(m Mark, prefix bool) {
+		into := &marks
+		if prefix || len(m.Key) > maxKey {
+			into = &wide
+		}
+		*into = append(*into, min(m.For, Longest).Milliseconds(), m.Key[:min(len(m.Key), maxKey)])
+	}
+	for _, m := range n.Removed {
+		add(m, false)
+	}
+	for _, m := range n.Prefixes {
+		add(m, true)
+	}
+	args := []any{"EVAL", noteScript.text, 2, heldKey, prefixesKey, state, len(marks) / 2, len(wide) / 2}
+	args = append(append(args, marks...), wide...)
+	for _, k := range n.Written {
+		args = append(args, k)
+	}
+	return args
+}
+
+// Due is a key that is to be removed in other regions once more, since its hold-off is over.
+type Due struct {
+	Key   []byte
+	Claim string // by whom it is known, until Done
+}
+
+// AppendDue appends the command that removes keys whose hold-off is over, at most DueAtOnce. ReadDue reads its reply.
+func AppendDue(b []byte) []byte { return appendBulk(dueScript.append(b, true, 1, 1), heldKey) }
+
+// ReadDue reads the reply to AppendDue's: an array of strings. count is how many hold-offs were over.
+func ReadDue(reply []any) (again []Due, count int, err error) {
+	text := make([]string, len(reply))
+	for i, v := range reply {
+		s, ok := v.(string)
+		if !ok {
+			return nil, 0, fmt.Errorf("what is held is answered with %T", v)
+		}
+		text[i] = s
+	}
+	if len(text)%2 == 0 {
+		return nil, 0, fmt.Errorf("what is held is answered with %d values", len(text))
+	}
+	if count, err = strconv.Atoi(text[0]); err != nil {
+		return nil, 0, err
+	}
+	for i := 1; i < len(text); i += 2 {
+		again = append(again, Due{[]byte(text[i]), text[i+1]})
+	}
+	return again, count, nil
+}
+
+// AppendDone appends the command that forgets keys, once other regions will learn of them.
+func AppendDone(b []byte, all []Due) []byte {
+	b = appendBulk(doneScript.append(b, true, 1, 1+2*len(all)), heldKey)
+	for _, d := range all {
+		b = appendBulk(appendBulk(b, d.Key), d.Claim)
+	}
+	return b
+}
+
+// script is one of Redis's.
+type script struct{ text, sha string }
+
+func newScript(text string) script {
+	sum := sha1.Sum([]byte(text))
+	return script{text, hex.EncodeToString(sum[:])}
+}
+
+// append appends the beginning of the command: keys and arguments, so many together, are to follow.
+func (s script) append(b []byte, whole bool, keys, arguments int) []byte {
+	b = append(strconv.AppendInt(append(b, '*'), int64(3+arguments), 10), '\r', '\n')
+	if whole {
+		b = appendBulk(appendBulk(b, "EVAL"), s.text)
+	} else {
+		b = appendBulk(appendBulk(b, "EVALSHA"), s.sha)
+	}
+	return appendInt(b, keys)
+}
+
+func appendInt(b []byte, n int) []byte {
+	var digits [20]byte
+	return appendBulk(b, strconv.AppendInt(digits[:0], int64(n), 10))
+}
+
+func appendBulk[T string | []byte](b []byte, value T) []byte {
+	b = append(strconv.AppendInt(append(b, '$'), int64(len(value)), 10), '\r', '\n')
+	return append(append(b, value...), '\r', '\n')
+}
