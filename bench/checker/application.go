@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/bench/pubsub"
 )
 
 // counts are of what applications and auditor did.
@@ -112,7 +115,7 @@ func (c *checker) change(ctx context.Context, random *rand.Rand, home, i int) er
 		return err
 	})
 	if acked && c.PubSub {
-		acked = c.until(ctx, func() error { return c.publish[home].Publish(ctx, channel, c.name(i)).Err() })
+		acked = c.until(ctx, func() error { return pubsub.Publish(ctx, c.publish[home], c.name(i)) })
 	}
 	if !acked {
 		c.count.abandoned.Add(1)
@@ -153,4 +156,17 @@ func (c *checker) remember(i int) {
 		c.recent = c.recent[1:]
 	}
 	c.recent = append(c.recent, i)
+}
+
+// hear removes from a region's cache what others have changed.
+func (c *checker) hear(ctx context.Context, region int, s *pubsub.Subscriber) {
+	defer s.Close()
+	turn := 0
+	s.Hear(ctx, func(key string) {
+		if strings.HasPrefix(key, c.Prefix) {
+			turn++
+			client := c.clients[region][turn%len(c.clients[region])]
+			c.until(ctx, func() error { return client.Del(ctx, key).Err() })
+		}
+	})
 }

@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/bench/pubsub"
 )
 
 // Writes is what applications do to the cache when they have changed the database.
@@ -130,7 +132,7 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 		defer stop()
 		for i, region := range c.Regions {
 			for _, address := range region.Subscribe {
-				s, err := subscribe(ctx, address)
+				s, err := pubsub.Subscribe(ctx, address)
 				if err != nil {
 					return nil, err
 				}

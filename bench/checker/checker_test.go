@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/bench/delay"
+	"github.com/cachemesh/cachemesh/bench/pubsub"
 	"github.com/cachemesh/cachemesh/process"
 )
 
@@ -121,11 +122,11 @@ func TestPubSub(t *testing.T) {
 		defer p.Close()
 		c := configured(t, all[:2]...)
 		c.PubSub, c.Regions = true, regions(p.Address(), all[3])
-		c.For, c.Lost, c.Keys = 3*time.Second+3*silence, 4*silence, 5000
+		c.For, c.Lost, c.Keys = 3*time.Second+3*pubsub.Silence, 4*pubsub.Silence, 5000
 		time.AfterFunc(time.Second, p.Part)
-		time.AfterFunc(time.Second+3*silence, p.Heal)
+		time.AfterFunc(time.Second+3*pubsub.Silence, p.Heal)
 		if r := run(t, c); r.Lost == 0 {
-			t.Errorf("%d changes, and a partition of %s lost none", r.Acked, 3*silence)
+			t.Errorf("%d changes, and a partition of %s lost none", r.Acked, 3*pubsub.Silence)
 		}
 	})
 }
