@@ -70,6 +70,15 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 		d.finish(member.Shard, s, c)
 		return
 	}
+	c.Phase, c.Epoch = "", 0
+	c.Reason += fmt.Sprintf("; %s %s", gone, why)
+	if d.well(s) {
+		// It is back, and nobody has taken its place.
+		c.Kind, c.To, c.Fresh = Raised, s.Primary, false
+		c.Reason += fmt.Sprintf("; %s answers again", s.Primary)
+		d.begin(member, s, c)
+		return
+	}
 	c.Fresh = c.Kind == Recovery || s.Primary == "" && c.Kind != Bootstrap
 	c.To = ""
 	if !c.Fresh {
@@ -84,8 +93,6 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 			c.Kind = StandIn
 		}
 	}
-	c.Phase, c.Epoch = "", 0
-	c.Reason += fmt.Sprintf("; %s %s", gone, why)
 	d.begin(member, s, c)
 }
 

@@ -75,3 +75,24 @@ func TestAHandoverWhoseAnswerIsLostCounts(t *testing.T) {
 	w.m.Ask(Command{Kind: Switch, Shard: "s"})
 	w.isPrimary(t, "b", 2, Switch)
 }
+
+func TestAPrimaryThatIsBackBeforeAnotherTookItsPlaceKeepsItsData(t *testing.T) {
+	w := newWorld(t, []Member{{Pool: "p", Shard: "s", Nodes: []string{"a", "b"}}}, "x")
+	w.run(4 * time.Second)
+	w.refuses = func(a Action) bool {
+		if a.Fresh {
+			t.Errorf("it is emptied: %+v", a)
+		}
+		return a.Op == Promote && a.Node == "b"
+	}
+	w.dead["a"] = true
+	w.run(500 * time.Millisecond)
+	if c := w.shard("s").Change; c == nil || c.To != "b" {
+		t.Fatalf("%+v", c)
+	}
+	w.dead["a"], w.dead["b"] = false, true
+	w.run(4 * time.Second)
+	if s := w.shard("s"); s.Primary != "a" || s.Epoch != 3 || s.RunID != "run-a" || s.Change != nil {
+		t.Errorf("%+v", s)
+	}
+}
