@@ -20,6 +20,8 @@ import (
 const (
 	// removeTimeout bounds each round trip to a node.
 	removeTimeout = 2 * time.Second
+	// replicasWithin is how long a removal waits for the replicas.
+	replicasWithin = 500 * time.Millisecond
 	// removeAtOnce is how many keys a shard looks at or removes in one command: under a millisecond.
 	removeAtOnce = 1000
 	// removePause bounds how long a shard is left alone between two commands. It is as long as the first took, so that a sweep has at
@@ -196,6 +198,10 @@ func (r removal) run(ctx context.Context, s *ShardRemoval, show func()) error {
 		err = r.unlink(ctx, client, s, show)
 	} else {
 		err = r.sweep(ctx, client, s, show)
+	}
+	if replicas := len(r.shard.Nodes) - 1; err == nil && replicas > 0 {
+		// Who takes over from here on is not to have them either. Without an answer in time, the primary alone is what there is.
+		err = client.Do(ctx, "WAIT", replicas, replicasWithin.Milliseconds()).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("not all was removed: %w: ask again", err)
