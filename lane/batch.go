@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 )
 
 // A batch ends growing at these sizes: Redis does it in one go, and serves nobody else meanwhile.
@@ -21,6 +22,7 @@ type batch struct {
 	keys   []key
 	bursts []burst
 
+	held   bool // it has keys with a hold-off
 	atomic bool // it must be a transaction: for the journal, a replica's sake, or because a client wants one
 }
 
@@ -35,12 +37,15 @@ type item struct {
 	journaled   bool
 	waits       bool // for a replica
 	removal     bool // one command that only removes
+	opens       bool // hold-offs
 }
 
 // key is one that a command writes, of a route that other regions learn about.
 type key struct {
 	from, to int
 	removed  bool // elsewhere
+	opens    bool // a hold-off; else it may be a refill
+	holdOff  time.Duration
 }
 
 // burst is how many items a connection added in a row.
@@ -60,7 +65,7 @@ func (b *batch) reset() {
 	clear(b.items) // lets connections go that have ended
 	clear(b.bursts)
 	b.raw, b.items, b.keys, b.bursts = b.raw[:len(multi)], b.items[:0], b.keys[:0], b.bursts[:0]
-	b.atomic = false
+	b.atomic, b.held = false, false
 }
 
 func (b *batch) empty() bool { return len(b.items) == 0 }
@@ -74,8 +79,10 @@ func (b *batch) add(it item, raw []byte, keys []key) {
 	it.from, it.to = base, len(b.raw)
 	it.key = len(b.keys)
 	for _, k := range keys {
-		b.keys = append(b.keys, key{base + k.from, base + k.to, k.removed})
+		k.from, k.to = base+k.from, base+k.to
+		b.keys = append(b.keys, k)
 		it.journaled = it.journaled || k.removed
+		b.held = b.held || k.holdOff > 0
 	}
 	it.keyEnd = len(b.keys)
 	b.items = append(b.items, it)
@@ -108,10 +115,12 @@ type policy struct {
 	routes []mesh.Route // longest prefix first
 	shard  func(key []byte) string
 	known  bool // without that, nothing may pass
+	holds  bool // a route has a hold-off
 }
 
 func newPolicy(v View) *policy {
 	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, known: v.Address != "" || v.StandIn != ""}
+	p.holds = slices.ContainsFunc(p.routes, func(r mesh.Route) bool { return holdoff.Of(&r) > 0 })
 	slices.SortFunc(p.routes, func(a, b mesh.Route) int { return len(b.Prefix) - len(a.Prefix) })
 	return p
 }

@@ -15,7 +15,8 @@ type effect uint8
 const (
 	reads     effect = iota
 	fills            // a write after which a key is there
-	removes          // a removal of the key or of a part of it
+	removes          // a removal of the key
+	prunes           // a removal of a part of it
 	expires          // a removal if the time to live is not positive
 	expiresAt        // a removal if the moment is over
 	stores           // SORT and GEORADIUS: only what follows STORE is written
@@ -63,7 +64,8 @@ var specs = func() map[string]spec {
 			"sadd/-3 spop/-2 zadd/-4 zincrby/4 zpopmin/-2 zpopmax/-2 geoadd/-5 pfadd/-2 persist/2 restore/-4 xadd/-5 xtrim/-4 xack/-4 xclaim/-6 xautoclaim/-6 " +
 			"bf.add/3 bf.insert/-4 bf.loadchunk/4 bf.madd/-3 bf.reserve/-4 hpersist/-5"},
 		{pairs, fills, "mset/-3"},
-		{first, removes, "getdel/2 hdel/-3 lrem/4 srem/-3 zrem/-3 zremrangebylex/4 zremrangebyrank/4 zremrangebyscore/4 xdel/-3 hexpire/-6 hexpireat/-6 hpexpire/-6 hpexpireat/-6"},
+		{first, removes, "getdel/2"},
+		{first, prunes, "hdel/-3 lrem/4 srem/-3 zrem/-3 zremrangebylex/4 zremrangebyrank/4 zremrangebyscore/4 xdel/-3 hexpire/-6 hexpireat/-6 hpexpire/-6 hpexpireat/-6"},
 		{each, removes, "del/-2 unlink/-2"},
 		{first, expires, "expire/-3 pexpire/-3"},
 		{first, expiresAt, "expireat/-3 pexpireat/-3"},
@@ -113,6 +115,11 @@ func (s spec) fits(c command) bool {
 	return len(c.args) == s.arity || s.arity < 0 && len(c.args) >= -s.arity
 }
 
+// opens says whether a command of the outcome begins a hold-off: the key is gone, and who misses it fills it again.
+func (s spec) opens(outcome effect) bool {
+	return outcome == removes && s.effect != scripted && s.effect != prunes
+}
+
 // keys are the command's, as indexes of arguments: from the first on, every step-th, before the end. ok is false if a script has not as
 // many as it says.
 func (s spec) keys(c command) (from, end, step int, ok bool) {
@@ -151,7 +158,7 @@ const late = time.Second
 // this host's.
 func (s spec) outcome(c command, ahead time.Duration) effect {
 	switch s.effect {
-	case scripted:
+	case scripted, prunes:
 		return removes
 	case stores:
 		if stored(c) == 0 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/resp"
 	"github.com/cachemesh/cachemesh/sidecar/null"
 )
@@ -230,6 +231,7 @@ func (c *conn) take(cmd command) error {
 	it := item{conn: c, commands: 1}
 	done := s.outcome(cmd, time.Duration(c.s.ahead.Load()))
 	it.removal = done == removes && s.effect != scripted
+	it.opens = s.opens(done)
 	c.keys = c.keys[:0]
 	for i := from; i < end; i += step {
 		if refusal := c.touch(&it, cmd, i, done, i > from); refusal != "" {
@@ -282,7 +284,7 @@ func (c *conn) touch(it *item, cmd command, i int, done effect, other bool) (ref
 	r := c.policy.route(k)
 	remembered, removed := coherent(r, done)
 	if remembered {
-		c.keys = append(c.keys, key{cmd.args[i].From, cmd.args[i].To, removed})
+		c.keys = append(c.keys, key{cmd.args[i].From, cmd.args[i].To, removed, it.opens, holdoff.Of(r)})
 	}
 	if r != nil && r.Durability == mesh.DurableReplica && done != reads {
 		it.waits = true
@@ -333,7 +335,8 @@ func (t *transaction) add(it item, raw []byte, keys []key) bool {
 	base := len(t.raw)
 	t.raw = append(t.raw, raw...)
 	for _, k := range keys {
-		t.keys = append(t.keys, key{base + k.from, base + k.to, k.removed})
+		k.from, k.to = base+k.from, base+k.to
+		t.keys = append(t.keys, k)
 	}
 	t.it.commands++
 	t.it.waits = t.it.waits || it.waits

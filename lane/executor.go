@@ -23,6 +23,7 @@ type executor struct {
 	pending *batch
 	idle    bool // waits for work
 	tick    bool // it is time to keep the house
+	due     bool // hold-offs may be over
 	closing bool
 
 	// What follows is the executor's own.
@@ -33,6 +34,7 @@ type executor struct {
 	kept  []byte // replies that wait for a replica
 	lost  [][]byte
 	spans []span
+	held  held
 }
 
 type span struct{ from, to int }
@@ -40,6 +42,7 @@ type span struct{ from, to int }
 func newExecutor(s *Server, resp3 bool) *executor {
 	e := &executor{s: s, resp3: resp3, pending: newBatch()}
 	e.work, e.space = sync.NewCond(&e.mu), sync.NewCond(&e.mu)
+	e.held.alarm = newAlarm(e)
 	return e
 }
 
@@ -47,17 +50,17 @@ func (e *executor) run() {
 	spare := newBatch()
 	for {
 		e.mu.Lock()
-		for e.pending.empty() && !e.tick && !e.closing {
+		for e.pending.empty() && !e.tick && !e.due && !e.closing {
 			e.idle = true
 			e.work.Wait()
 		}
 		e.idle = false
-		b, tick := e.pending, e.tick
+		b, tick, due := e.pending, e.tick, e.due
 		if b.empty() && e.closing {
 			e.mu.Unlock()
 			break
 		}
-		e.tick = false
+		e.tick, e.due = false, false
 		some := !b.empty()
 		if some {
 			e.pending = spare
@@ -67,12 +70,16 @@ func (e *executor) run() {
 		if tick {
 			e.keepHouse()
 		}
+		if due {
+			e.endHoldOffs()
+		}
 		if some {
 			e.serve(b)
 			b.reset()
 			spare = b
 		}
 	}
+	e.held.alarm.Stop()
 	e.disconnect()
 }
 
@@ -301,6 +308,9 @@ func (e *executor) write(up *upstream, b *batch, from, to int, atomic, journaled
 			}
 		}
 	}
+	if e.gather(b, from, to); !e.held.note.Empty() {
+		out = e.held.note.Append(out, false)
+	}
 	if journaled {
 		e.lost = b.removed(e.lost[:0], b.items[from:to])
 		out = appendEntry(out, up.journal, e.s.config.Encode(nil, e.lost))
@@ -383,7 +393,7 @@ func (e *executor) transact(up *upstream, b *batch, from, to int, deadline time.
 	if err != nil {
 		return nil, err
 	}
-	if want := commands + ones(journaled); l[0] != '*' || n != want {
+	if want := commands + ones(!e.held.note.Empty()) + ones(journaled); l[0] != '*' || n != want {
 		return nil, fmt.Errorf("%w: %d results of a transaction of %d", errProtocol, n, want)
 	}
 	if waits {
@@ -399,7 +409,13 @@ func (e *executor) transact(up *upstream, b *batch, from, to int, deadline time.
 			return nil, err
 		}
 	}
-	return nil, e.entered(up, journaled)
+	if err := e.noted(up); err != nil {
+		return nil, err
+	}
+	if err := e.entered(up, journaled); err != nil {
+		return nil, err
+	}
+	return nil, e.noteAgain(up)
 }
 
 func ones(is bool) int {
@@ -433,6 +449,12 @@ func (e *executor) queued(up *upstream, b *batch, from, to int, journaled bool) 
 				}
 				refused.items[i] = string(l[1 : len(l)-2])
 			}
+		}
+	}
+	if !e.held.note.Empty() {
+		// What is wrong with it shows in EXEC.
+		if _, err = up.line(); err != nil {
+			return nil, err
 		}
 	}
 	if journaled {
@@ -499,45 +521,6 @@ func (e *executor) entered(up *upstream, journaled bool) error {
 	return nil
 }
 
-// maxKept bounds the replies that wait for a replica.
-const maxKept = 16 << 20
-
-// answerDurable keeps the replies until a replica has the writes, or has not.
-func (e *executor) answerDurable(up *upstream, b *batch, from, to int, journaled bool) error {
-	e.kept, e.spans = e.kept[:0], e.spans[:0]
-	for i := from; i < to; i++ {
-		at := len(e.kept)
-		if it := &b.items[i]; it.asks() {
-			if err := e.results(up, it, &sink{b: &e.kept, limit: maxKept}); err != nil {
-				return err
-			}
-		}
-		e.spans = append(e.spans, span{at, len(e.kept)})
-	}
-	if err := e.entered(up, journaled); err != nil {
-		return err
-	}
-	replicas, err := up.value(0)
-	for i := from; i < to; i++ {
-		it := &b.items[i]
-		switch {
-		case !it.asks():
-		case it.waits && (err != nil || replicas == "0" || isError(replicas)):
-			e.s.unreplicated.Add(1)
-			it.reply = notReplicated
-		default:
-			it.reply = e.kept[e.spans[i-from].from:e.spans[i-from].to]
-		}
-		it.deliver()
-	}
-	if cap(e.kept) > maxBuffered {
-		e.kept = nil
-	}
-	return err
-}
-
-var notReplicated = failure("ERR no replica has the write within the time that durability: replica allows; it stands on the primary, and other regions will learn of it")
-
 // pipeline does items one after another, without a journal's entry.
 func (e *executor) pipeline(up *upstream, b *batch, from, to int, deadline time.Time) error {
 	asks := false
@@ -591,12 +574,15 @@ func (e *executor) pipeline(up *upstream, b *batch, from, to int, deadline time.
 			return err
 		}
 	}
-	if refused >= 0 {
-		if b.atomic {
-			settle(to) // one of several of a batch
-			return nil
-		}
+	if refused >= 0 && !b.atomic {
 		return errAgain
 	}
-	return nil
+	settle(to) // one of several of a batch
+	if !asks {
+		return nil
+	}
+	if err := e.noted(up); err != nil {
+		return err
+	}
+	return e.noteAgain(up)
 }

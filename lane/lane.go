@@ -69,6 +69,9 @@ type Stats struct {
 	Unknown                    uint64 // those of them whose writes may have taken effect
 	Unreplicated               uint64 // writes that no replica confirmed in time
 	Gaps                       uint64
+	Suspect                    uint64 // writes of keys that were in a hold-off
+	Again                      uint64 // keys that were journaled once more at its end
+	Unheld                     uint64 // batches of which the shard did not note what is in a hold-off
 	Connections                int
 	Tail                       int // bytes of keys that no replica has confirmed
 }
@@ -92,7 +95,7 @@ type Server struct {
 	serving   sync.WaitGroup // executors
 	ended     chan struct{}
 
-	batches, commands, entries, failures, unknown, unreplicated, gaps atomic.Uint64
+	batches, commands, entries, failures, unknown, unreplicated, gaps, suspect, again, unheld atomic.Uint64
 
 	mu        sync.Mutex
 	known     identity // of the primary, as last seen
@@ -256,9 +259,10 @@ func (s *Server) tick() {
 		case <-t.C:
 		}
 		for _, e := range s.executors {
-			if e.tail.size() > 0 {
+			tick, due := e.tail.size() > 0, s.policy.Load().holds
+			if tick || due {
 				e.mu.Lock()
-				e.tick = true
+				e.tick, e.due = e.tick || tick, e.due || due
 				e.work.Signal()
 				e.mu.Unlock()
 			}
@@ -330,6 +334,7 @@ func (s *Server) Stats() Stats {
 	stats := Stats{
 		Batches: s.batches.Load(), Commands: s.commands.Load(), Entries: s.entries.Load(), Failed: s.failures.Load(),
 		Unknown: s.unknown.Load(), Unreplicated: s.unreplicated.Load(), Gaps: s.gaps.Load(), Connections: connections,
+		Suspect: s.suspect.Load(), Again: s.again.Load(), Unheld: s.unheld.Load(),
 	}
 	for _, e := range s.executors {
 		stats.Tail += e.tail.size()

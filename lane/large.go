@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/resp"
 )
 
@@ -77,7 +78,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	defer up.net.Close()
 	c.policy = c.s.knownPolicy()
 	done := s.effect
-	if done == scripted || done == expires || done == expiresAt {
+	if done == scripted || done == prunes || done == expires || done == expiresAt {
 		done = removes
 	}
 	r := c.policy.route(k)
@@ -98,7 +99,15 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 		c.out = append(c.out, failure("ERR the shard did not take a large command: "+plain(failedAt)+"; nothing was written")...)
 		return "", nil
 	}
+	// What opens a hold-off is never so long.
+	note := holdoff.Note{}
+	if holdoff.Of(r) > 0 && done != reads {
+		note.Written = [][]byte{k}
+	}
 	var out []byte
+	if !note.Empty() {
+		out = note.Append(out, true)
+	}
 	if removed {
 		out = appendEntry(out, up.journal, c.s.config.Encode(nil, [][]byte{k}))
 	}
@@ -108,7 +117,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	}
 	_, err = to.Write(out)
 	if err == nil {
-		err = c.answerLarge(up, k, removed, waits)
+		err = c.answerLarge(up, k, !note.Empty(), removed, waits)
 	}
 	if err != nil {
 		if errors.Is(err, net.ErrClosed) {
@@ -123,12 +132,12 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	return "", nil
 }
 
-func (c *conn) answerLarge(up *upstream, k []byte, removed, waits bool) error {
+func (c *conn) answerLarge(up *upstream, k []byte, noted, removed, waits bool) error {
 	if err := up.net.SetReadDeadline(time.Now().Add(progress)); err != nil {
 		return err
 	}
 	refusal := ""
-	for range 2 + ones(removed) {
+	for range 2 + ones(noted) + ones(removed) {
 		l, err := up.line()
 		if err != nil {
 			return err
@@ -159,6 +168,13 @@ func (c *conn) answerLarge(up *upstream, k []byte, removed, waits bool) error {
 		}
 		c.out = c.out[:start]
 		return err
+	}
+	if noted {
+		v, err := up.value(0)
+		if err != nil {
+			return err
+		}
+		c.s.noted(v)
 	}
 	if removed {
 		id, err := up.value(0)

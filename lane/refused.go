@@ -39,6 +39,9 @@ func (e *executor) unjournaled(up *upstream, b *batch, i int, refused string) er
 		it.deliver()
 		return nil
 	}
+	if err := e.noteFirst(up, b, i); err != nil {
+		return err
+	}
 	e.lost = b.removed(e.lost[:0], b.items[i:i+1])
 	var scan resp.Scanner
 	raw := b.raw[it.from:it.to]

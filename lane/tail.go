@@ -159,6 +159,9 @@ func (e *executor) arrive(up *upstream) error {
 			if err := e.unlink(up, keys, true); err != nil {
 				return err
 			}
+			if err := e.hold(up, keys); err != nil {
+				return err
+			}
 		}
 		for keys := range slices.Chunk(here, tailStep) {
 			if err := e.unlink(up, keys, false); err != nil {
