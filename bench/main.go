@@ -67,6 +67,7 @@ var benches = []bench{
 	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }, nil},
 	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil},
 	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil},
+	{"invalidation", "how fast regions learn of writes, delays and a partition between them, against Redis Pub/Sub (8 min)", benchInvalidation, func() result { return new(invalidationResult) }, nil},
 	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, nil},
 	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags},
 }
@@ -128,7 +129,7 @@ func newRoot() *cobra.Command {
 func listCommand() *cobra.Command {
 	return &cobra.Command{Use: "list", Short: "List the benchmarks", Args: cobra.NoArgs, Run: func(cmd *cobra.Command, _ []string) {
 		for _, b := range benches {
-			fmt.Fprintf(cmd.OutOrStdout(), "%-8s %s\n", b.name, b.summary)
+			fmt.Fprintf(cmd.OutOrStdout(), "%-12s %s\n", b.name, b.summary)
 		}
 	}}
 }

@@ -86,6 +86,9 @@ type regionAddresses struct {
 // startRegions runs the mesh of plan and waits until every sidecar's writes are answered.
 func startRegions(ctx context.Context, dir, cachemesh string, plan regionsPlan) (_ *meshRegions, err error) {
 	redis.SetLogger(silence{})
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	m := &meshRegions{}
 	defer func() {
 		if err != nil {
@@ -260,16 +263,5 @@ func (m *meshRegions) stop() {
 	stopping.Wait()
 	for _, way := range m.links {
 		way.Close()
-	}
-}
-
-// part begins or ends a partition between all regions.
-func (m *meshRegions) part(parted bool) {
-	for _, way := range m.links {
-		if parted {
-			way.Part()
-		} else {
-			way.Heal()
-		}
 	}
 }
