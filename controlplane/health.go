@@ -64,6 +64,15 @@ func (h *health) acted(address string) {
 	}
 }
 
+// forget makes the next probe of every node read all of it.
+func (h *health) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.probes {
+		p.client.Forget()
+	}
+}
+
 // settle starts and stops goroutines. The caller holds the lock.
 func (h *health) settle() {
 	if h.ctx == nil {

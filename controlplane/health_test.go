@@ -8,7 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/process"
 	"github.com/cachemesh/cachemesh/shards"
 )
@@ -89,6 +92,19 @@ func TestHealth(t *testing.T) {
 	}
 	first := s.last[dying].RunID
 	s.mu.Unlock()
+
+	// An epoch that is written later is read in time by who must know.
+	client := redis.NewClient(&redis.Options{Addr: lively, DisableIdentity: true})
+	defer client.Close()
+	if err := client.ReplicaOf(ctx, "NO", "ONE").Err(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(t, "it is a primary", func() bool { return s.last[lively].Role == mesh.Primary })
+	if err := client.Set(ctx, node.EpochKey, 7, 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	h.forget()
+	s.wait(t, "its epoch is seen", func() bool { return s.last[lively].Epoch == 7 })
 
 	// One that hangs and one that is dead delay nobody.
 	if err := processes[0].Signal(syscall.SIGSTOP); err != nil {

@@ -140,7 +140,11 @@ func (m *manager) step(ctx context.Context, work *sync.WaitGroup) {
 		}
 		m.mu.Lock()
 		now := time.Now()
+		led := m.machine.Leading(now)
 		m.machine.Lease(now, m.store.leadsUntil())
+		if !led && m.machine.Leading(now) {
+			m.health.forget() // what another leader did may be newer than the epochs that were read
+		}
 		decision := m.machine.Decide(now)
 		m.deliver(decision.Answers)
 		m.mu.Unlock()

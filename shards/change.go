@@ -111,6 +111,9 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 	case promoted && over:
 		d.commit(member.Shard, s, c)
 	case d.running[a]:
+	case !promoted && d.handedOver(c):
+		// Its epoch was read before it had this one, or somebody has removed it.
+		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, RunID: c.RunID})
 	case !promoted && d.replaced(c):
 		d.abandon(member.Shard, s, c, c.To+" has restarted")
 	case !promoted && d.alive(d.now, c.From) && d.nodes[c.From].RunID != s.RunID:
@@ -130,6 +133,15 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 	default:
 		d.abandon(member.Shard, s, c, "it took too long")
 	}
+}
+
+// handedOver says whether both nodes of a switch are what it wants them to be.
+func (d *deciding) handedOver(c Change) bool {
+	if !d.alive(d.now, c.From) || !d.alive(d.now, c.To) || d.replaced(c) {
+		return false
+	}
+	from, to := d.nodes[c.From], d.nodes[c.To]
+	return from.Role == mesh.Replica && from.Of == c.To && to.Role == mesh.Primary && to.Epoch < c.Epoch
 }
 
 // asked says whether each node that is alive has answered a question that was put after the last action of a change.

@@ -96,3 +96,17 @@ func TestAPrimaryThatIsBackBeforeAnotherTookItsPlaceKeepsItsData(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+func TestASwitchThatWasDoneIsEndedWithAnEpochReadTooEarly(t *testing.T) {
+	w := found(t)
+	a := w.nodes["a"]
+	a.Role, a.Of, a.Linked = mesh.Replica, "b", true
+	w.nodes["b"].Epoch = 1
+	w.refuses = func(a Action) bool {
+		if a.Fresh {
+			t.Errorf("it is emptied: %+v", a)
+		}
+		return false
+	}
+	w.isPrimary(t, "b", 2, Switch)
+}
