@@ -98,6 +98,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for shard, n := range answered {
 		counter(nullCommands, n, shard)
 	}
+	c.agent.carrier.collect(out)
 	gauge(xdsAge, time.Since(s.XDS.Changed).Seconds())
 	gauge(xdsVersion, 1, s.XDS.Version)
 }
