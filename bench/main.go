@@ -46,6 +46,7 @@ type bench struct {
 	run           func(context.Context, settings) (result, error)
 	empty         func() result                   // to read a result back into
 	flags         func(*cobra.Command, *settings) // of its own; nil is none
+	apart         bool                            // not one of all
 }
 
 // settings are what every benchmark is told.
@@ -55,6 +56,7 @@ type settings struct {
 	progress io.Writer // for people
 	// Of failover: how often each fault is inflicted. 0 and -1 leave it to the plan.
 	rounds, sentinelRounds int
+	chaos                  chaosPlan // what is not set is left to the plan
 }
 
 // result is printed as JSON. The README's section is made of several.
@@ -62,14 +64,18 @@ type result interface {
 	markdown(io.Writer)
 }
 
+// verdict is of a result that may be bad.
+type verdict interface{ err() error }
+
 var benches = []bench{
-	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy, func() result { return new(proxyResult) }, nil},
-	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }, nil},
-	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil},
-	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil},
-	{"invalidation", "how fast regions learn of writes, delays and a partition between them, against Redis Pub/Sub (8 min)", benchInvalidation, func() result { return new(invalidationResult) }, nil},
-	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, nil},
-	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags},
+	{"proxy", "CPU, throughput and latency of the sidecar, plain Envoy, twemproxy and direct Redis (8 min)", benchProxy, func() result { return new(proxyResult) }, nil, false},
+	{"client", "CPU of go-redis, sidecar and Redis, with and without automatic pipelining (1 min)", benchClient, func() result { return new(clientResult) }, nil, false},
+	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil, false},
+	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil, false},
+	{"invalidation", "how fast regions learn of writes, delays and a partition between them, against Redis Pub/Sub (8 min)", benchInvalidation, func() result { return new(invalidationResult) }, nil, false},
+	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, nil, false},
+	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags, false},
+	{"chaos", "everything is killed, by seed, while a checker looks whether an invalidation is lost (20 min; not one of all)", benchChaos, func() result { return new(chaosResult) }, chaosFlags, true},
 }
 
 func main() {
@@ -113,7 +119,13 @@ func newRoot() *cobra.Command {
 			if err != nil {
 				return failure{fmt.Errorf("%s: %w", b.name, err)}
 			}
-			return printJSON(cmd.OutOrStdout(), r)
+			if err := printJSON(cmd.OutOrStdout(), r); err != nil {
+				return err
+			}
+			if v, ok := r.(verdict); ok && v.err() != nil {
+				return failure{fmt.Errorf("%s: %w", b.name, v.err())}
+			}
+			return nil
 		}}
 		s.sentinelRounds = -1
 		if b.flags != nil {
@@ -142,6 +154,9 @@ func allCommand() *cobra.Command {
 		results := make(map[string]result)
 		var inOrder []result
 		for _, b := range benches {
+			if b.apart {
+				continue
+			}
 			r, err := runIn(cmd.Context(), b, s)
 			if err != nil {
 				return failure{fmt.Errorf("%s: %w", b.name, err)}
