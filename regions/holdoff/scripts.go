@@ -5,43 +5,50 @@ import "fmt"
 // Small as what they write is, it must not be lost on a node whose memory is full.
 const allowOOM = "#!lua flags=allow-oom\n"
 
-const clock = `
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-`
-
 // noteScript takes the state of the marks, the counts of marks and prefixes, the milliseconds and the key of each, and written keys. A mark
-// never ends sooner than the one before, unless that one is over.
+// never ends sooner than the one before, unless that one is over. It calls little while nothing is held.
 var noteScript = newScript(allowOOM + `
 local held, prefixes = KEYS[1], KEYS[2]
 local state, marks, wide, at = ARGV[1] / 4, tonumber(ARGV[2]), tonumber(ARGV[3]), 4
 if marks + wide == 0 and redis.call('EXISTS', held, prefixes) == 0 then return 0 end
-` + clock + fmt.Sprintf(`
-local room = %d - redis.call('ZCARD', held)
+local now
+local function clock()
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return now
+end
+local room
+local function full()
+  room = room or ` + fmt.Sprint(MaxMarks) + ` - redis.call('ZCARD', held)
+  return room <= 0
+end
 local function widen(till, prefix)
-  if redis.call('ZCARD', prefixes) >= %d then prefix = '' end
+  if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
   redis.call('ZADD', prefixes, 'GT', till, prefix)
 end
-if marks > 0 then redis.call('ZREMRANGEBYSCORE', held, '-inf', now - 60000) end
+if marks > 0 then redis.call('ZREMRANGEBYSCORE', held, '-inf', clock() - 60000) end
 for i = 1, marks do
-  local till, key = now + ARGV[at], ARGV[at + 1]
+  local till, key = clock() + ARGV[at], ARGV[at + 1]
   local old = tonumber(redis.call('ZSCORE', held, key) or 0)
-  if old %% 1 == 0.75 then
+  if old % 1 == 0.75 then
     redis.call('ZADD', held, till + state, key)
-  elseif room > 0 or old > 0 then
-    room = room - redis.call('ZADD', held, 'GT', till + state, key)
+  elseif old > 0 or not full() then
+    local new = redis.call('ZADD', held, 'GT', till + state, key)
+    if room then room = room - new end
   else
     widen(till, '')
   end
   at = at + 2
 end
 for i = 1, wide do
-  widen(now + ARGV[at], ARGV[at + 1])
+  widen(clock() + ARGV[at], ARGV[at + 1])
   at = at + 2
 end
 local suspect, wides = 0, {}
-if at <= #ARGV then
-  redis.call('ZREMRANGEBYSCORE', prefixes, '-inf', now)
+if at <= #ARGV and redis.call('EXISTS', prefixes) == 1 then
+  redis.call('ZREMRANGEBYSCORE', prefixes, '-inf', clock())
   wides = redis.call('ZRANGE', prefixes, 0, -1, 'WITHSCORES')
 end
 for from = at, #ARGV, 1000 do
@@ -55,26 +62,29 @@ for from = at, #ARGV, 1000 do
       local ends = tonumber(wides[j + 1])
       if ends > till and string.sub(key, 1, #wides[j]) == wides[j] then
         till = ends
-        if score == 0 and room > 0 or score %% 1 < 0.75 and score > 0 then
-          room = room - redis.call('ZADD', held, 'GT', till + 0.25, key)
+        if score > 0 and score % 1 < 0.75 or score == 0 and not full() then
+          local new = redis.call('ZADD', held, 'GT', till + 0.25, key)
+          if room then room = room - new end
           score = till + 0.25
         end
       end
     end
-    if till > now and redis.call('EXISTS', key) == 1 then
-      redis.call('PEXPIRE', key, math.min(till - now, %d), 'LT')
+    if till > 0 and till > clock() and redis.call('EXISTS', key) == 1 then
+      redis.call('PEXPIRE', key, math.min(till - now, ` + fmt.Sprint(Longest.Milliseconds()) + `), 'LT')
       if score == till then redis.call('ZADD', held, 'XX', till + 0.5, key) end
       suspect = suspect + 1
     end
   end
 end
-return suspect`, MaxMarks, maxPrefixes, Longest.Milliseconds()))
+return suspect`)
 
 // dueScript removes what is over, and returns how many that were, and the key and the claim of each that other regions are to remove too.
 // A key that is there though nobody noted that it was written counts as written.
 var dueScript = newScript(allowOOM + `
 if redis.call('EXISTS', KEYS[1]) == 0 then return {'0'} end
-` + clock + fmt.Sprintf(`
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+` + fmt.Sprintf(`
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d)
 local again = {tostring(#due / 2)}
 local claim = string.format('%%.2f', now + %d.75)

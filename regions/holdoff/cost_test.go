@@ -1,0 +1,84 @@
+package holdoff
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/process"
+)
+
+// BenchmarkWrite measures Redis's own time of a SET in batches, with and without a look whether the keys are held.
+func BenchmarkWrite(b *testing.B) {
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := process.Redis{Port: ports[0], Dir: b.TempDir()}
+	p, err := r.Start(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Stop(5 * time.Second)
+	c := redis.NewClient(&redis.Options{Addr: r.Address(), ReadTimeout: time.Minute})
+	defer c.Close()
+	ctx := context.Background()
+	if err := c.ScriptLoad(ctx, noteScript.text).Err(); err != nil {
+		b.Fatal(err)
+	}
+	cpu := func() (ns float64) {
+		info := c.InfoMap(ctx, "cpu").Val()["CPU"]
+		for _, name := range []string{"used_cpu_user_main_thread", "used_cpu_sys_main_thread"} {
+			s, err := strconv.ParseFloat(info[name], 64)
+			if err != nil {
+				b.Fatal(name, err)
+			}
+			ns += s * 1e9
+		}
+		return ns
+	}
+	for _, marks := range []int{0, 10_000} {
+		for _, size := range []int{1, 16, 256} {
+			var note Note
+			for i := range size {
+				note.Written = append(note.Written, fmt.Appendf(nil, "user:%d", i))
+			}
+			args := note.Args()
+			args[0], args[1] = "EVALSHA", noteScript.sha
+			scores, exist := []any{"ZMSCORE", heldKey}, [][]any{}
+			for _, k := range note.Written {
+				scores, exist = append(scores, k), append(exist, []any{"EXISTS", heldKey + ":" + string(k)})
+			}
+			for how, more := range map[string][][]any{"bare": nil, "note": {args}, "zmscore": {scores}, "exists": exist} {
+				b.Run(fmt.Sprintf("marks=%d/batch=%d/%s", marks, size, how), func(b *testing.B) {
+					c.FlushAll(ctx)
+					var held Note
+					for i := range marks {
+						held.Removed = append(held.Removed, Mark{fmt.Appendf(nil, "held:%d", i), time.Minute})
+					}
+					if marks > 0 {
+						c.Do(ctx, held.Args()...)
+					}
+					before := cpu()
+					for b.Loop() {
+						pipe := c.Pipeline()
+						for _, k := range note.Written {
+							pipe.Do(ctx, "SET", k, "0123456789", "EX", 3600)
+						}
+						for _, command := range more {
+							pipe.Do(ctx, command...)
+						}
+						if _, err := pipe.Exec(ctx); err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.ReportMetric((cpu()-before)/float64(b.N*size), "redis-ns/write")
+				})
+			}
+		}
+	}
+}
