@@ -317,7 +317,8 @@ func (c *conn) wrong(b *batch, text string) {
 	b.answer(c, failure(text))
 }
 
-func failure(text string) []byte { return []byte("-" + text + "\r\n") }
+// failure is an error reply, which is one line whatever the text.
+func failure(text string) []byte { return []byte("-" + plain(text) + "\r\n") }
 
 // transaction is what a client queues between MULTI and EXEC.
 type transaction struct {

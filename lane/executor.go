@@ -90,6 +90,16 @@ func (e *executor) disconnect() {
 	}
 }
 
+// atLeast is how long a batch may take that has waited for the one before.
+const atLeast = 100 * time.Millisecond
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // serve answers a batch.
 func (e *executor) serve(b *batch) {
 	defer func() {
@@ -97,7 +107,7 @@ func (e *executor) serve(b *batch) {
 			u.conn.finish(u.items)
 		}
 	}()
-	deadline := b.since.Add(e.s.config.Timeout)
+	deadline := later(b.since.Add(e.s.config.Timeout), time.Now().Add(atLeast))
 	for {
 		up, err := e.connect(deadline)
 		if errors.Is(err, errNull) {
@@ -121,7 +131,7 @@ func (e *executor) serve(b *batch) {
 		e.disconnect()
 		if !errors.Is(err, errAgain) {
 			e.s.unknown.Add(1)
-			e.refuse(b, "ERR the shard did not answer its lane: "+plain(err)+"; it is not known whether the write took effect")
+			e.refuse(b, "ERR the shard did not answer its lane: "+err.Error()+"; it is not known whether the write took effect")
 			return
 		}
 		// Nothing of what is not answered yet took effect.
@@ -129,14 +139,14 @@ func (e *executor) serve(b *batch) {
 	}
 }
 
-// plain is an error as a line.
-func plain(err error) string {
+// plain is a text as a line.
+func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' {
 			return ' '
 		}
 		return r
-	}, err.Error())
+	}, text)
 }
 
 // refuse answers what has no answer yet.

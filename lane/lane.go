@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -311,7 +312,7 @@ func (s *Server) recognize(id identity) error {
 	defer s.mu.Unlock()
 	same := s.known.epoch == id.epoch && s.known.address == id.address
 	if same && id.epoch > 0 && s.known.runID != id.runID {
-		return errors.Join(errNotYet, errors.New("the node restarted"))
+		return fmt.Errorf("%w: the node restarted", errNotYet)
 	}
 	if id.epoch >= s.known.epoch {
 		s.known = id

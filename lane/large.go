@@ -73,7 +73,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 		return string(noNode[1 : len(noNode)-2]), nil
 	}
 	if err != nil {
-		return "ERR the shard's lane reaches no primary: " + plain(err) + "; nothing was written", nil
+		return "ERR the shard's lane reaches no primary: " + err.Error() + "; nothing was written", nil
 	}
 	defer up.net.Close()
 	c.policy = c.s.knownPolicy()
@@ -89,14 +89,14 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	}
 	to := &patientWriter{up.net}
 	if _, err := to.Write(append([]byte(multi), in.seen...)); err != nil {
-		return "ERR the shard did not take a large command: " + plain(err) + "; nothing was written", nil
+		return "ERR the shard did not take a large command: " + err.Error() + "; nothing was written", nil
 	}
 	var failedAt error
 	if err := in.rest(&swallowing{to: to, failed: &failedAt}); err != nil {
 		return "", err // a transaction without end is none
 	}
 	if failedAt != nil {
-		c.out = append(c.out, failure("ERR the shard did not take a large command: "+plain(failedAt)+"; nothing was written")...)
+		c.out = append(c.out, failure("ERR the shard did not take a large command: "+failedAt.Error()+"; nothing was written")...)
 		return "", nil
 	}
 	// What opens a hold-off is never so long.
@@ -124,7 +124,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 			return "", err
 		}
 		c.s.unknown.Add(1)
-		c.out = append(c.out, failure("ERR the shard did not answer its lane: "+plain(err)+"; it is not known whether the write took effect")...)
+		c.out = append(c.out, failure("ERR the shard did not answer its lane: "+err.Error()+"; it is not known whether the write took effect")...)
 	}
 	if remembered {
 		c.executor.tail.add(k, removed) // what was marked meanwhile was before it

@@ -51,7 +51,7 @@ func (s *Server) dial(t *View, resp3 bool, deadline time.Time) (*upstream, error
 	if err != nil {
 		return nil, err
 	}
-	up := &upstream{net: conn, r: bufio.NewReaderSize(conn, 64<<10), journal: JournalKey(t.Epoch), used: time.Now()}
+	up := &upstream{net: conn, r: bufio.NewReaderSize(steady{conn}, 64<<10), journal: JournalKey(t.Epoch), used: time.Now()}
 	if plain, ok := conn.(*net.TCPConn); ok {
 		if up.raw, err = plain.SyscallConn(); err != nil {
 			conn.Close()
@@ -241,6 +241,17 @@ type sink struct {
 	sent  bool
 }
 
+// steady gives replies of which there is a lot the time that they take, as long as they come.
+type steady struct{ net.Conn }
+
+func (s steady) Read(b []byte) (int, error) {
+	n, err := s.Conn.Read(b)
+	if n >= 16<<10 && err == nil {
+		err = s.SetReadDeadline(time.Now().Add(progress))
+	}
+	return n, err
+}
+
 // progress is how long a large value may stand still.
 const progress = 400 * time.Millisecond
 
@@ -318,9 +329,6 @@ func (up *upstream) copy(to *sink, n int) error {
 		*to.b = append(*to.b, part...)
 		n -= len(part)
 		_, _ = up.r.Discard(len(part)) // it is there
-		if n > 1<<20 {
-			_ = up.net.SetReadDeadline(time.Now().Add(progress)) // its failure shows in the next read
-		}
 		if err := to.enough(); err != nil {
 			return err
 		}
