@@ -43,6 +43,7 @@ func newPair(t *testing.T, name string, consul process.Consul) *pair {
 	p := &pair{testMesh: newMesh(t), shard: name + "-0", kept: map[string]*keptNode{}, ways: map[string]*way{}, clients: map[string]*redis.Client{}}
 	p.spec.Pools = []mesh.PoolSpec{{Name: name, Routes: []mesh.Route{{Prefix: ""}}}}
 	p.spec.Regions[0] = mesh.RegionSpec{Name: name, Datacenter: region, Shards: []mesh.ShardSpec{{Pool: name, Name: p.shard}}}
+	p.spec.Health.DownAfter = 600 * time.Millisecond // many of them start at once
 	p.spec.Membership.Consul = &mesh.ConsulSpec{Address: consul.Address()}
 	p.write(t)
 	for range 2 {
