@@ -56,8 +56,8 @@ golden: ## rewrite golden files, generated pages and the schema, then look at th
 	@go generate ./commands
 
 .PHONY: proto
-proto: ## generate reports/*.pb.go anew
-	@go tool -modfile=tools/proto/go.mod buf generate --template tools/proto/buf.gen.yaml --path reports
+proto: ## generate reports/*.pb.go and regions/*.pb.go anew
+	@go tool -modfile=tools/proto/go.mod buf generate --template tools/proto/buf.gen.yaml --path reports --path regions
 
 .PHONY: vectors
 vectors: tools ## record ring/testdata anew from the real Envoy

@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"shards":                    {"mesh"},
 	"node":                      {"certs", "mesh", "shards"},
 	"regions/holdoff":           {"mesh"},
+	"regions":                   {"mesh", "node", "regions/journal", "ring"},
 	"regions/journal":           {"mesh"},
 	"reports":                   {},
 	"resp":                      {},

@@ -30,7 +30,7 @@ const (
 type Fence struct {
 	ID     string    `json:"-"` // unique among the shard's
 	Reason Reason    `json:"reason"`
-	Prefix []byte    `json:"prefix,omitempty"` // nil is the shard's keys
+	Prefix []byte    `json:"prefix"` // nil is the shard's keys
 	Since  time.Time `json:"since"`
 }
 

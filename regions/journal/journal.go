@@ -9,6 +9,7 @@
 //	cachemesh:journal:EPOCH:made  says that the stream was made: one that is gone is not made again unnoticed
 //	cachemesh:cursors             hash: REGION → "EPOCH ID READ", see Cursor
 //	cachemesh:fences              hash: "REGION ID" → a Fence that the region has not confirmed, see fence.go
+//	cachemesh:paused              hash: REGION → since when nothing is sent to it
 //
 // An entry is
 //

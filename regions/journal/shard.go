@@ -170,3 +170,37 @@ func (s *Shard) trim(ctx context.Context, regions []string, ahead time.Duration,
 	}
 	return nil
 }
+
+// Length is how many entries the current journal ever had, 0 if there is none.
+func (s *Shard) Length(ctx context.Context) (uint64, error) {
+	info, err := s.redis.XInfoStream(ctx, Key(s.epoch)).Result()
+	if isNoKey(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, s.failed("look at the journal", err)
+	}
+	return uint64(info.EntriesAdded), nil
+}
+
+const pausedKey = reserved + "paused"
+
+var setPaused = redis.NewScript(allowOOM + `return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])`)
+
+// Pause has nothing sent to the region until it is resumed: its journals grow within their bounds.
+func (s *Shard) Pause(ctx context.Context, region string, paused bool) error {
+	if !paused {
+		return s.failed("resume a region", s.redis.HDel(ctx, pausedKey, region).Err())
+	}
+	return s.failed("pause a region", setPaused.Run(ctx, s.redis, []string{pausedKey}, region, time.Now().UTC().Format(time.RFC3339)).Err())
+}
+
+// Paused are the regions that are.
+func (s *Shard) Paused(ctx context.Context) (map[string]bool, error) {
+	names, err := s.redis.HKeys(ctx, pausedKey).Result()
+	all := map[string]bool{}
+	for _, n := range names {
+		all[n] = true
+	}
+	return all, s.failed("read which regions are paused", err)
+}

@@ -1,0 +1,309 @@
+package regions
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/node"
+)
+
+const (
+	// maxJobs is what may wait for a shard before who brings more waits too.
+	maxJobs = 256
+	// So many keys go to a shard at once, in commands of so many.
+	maxKeys    = 4096
+	keysAtOnce = 256
+	// replicasWithin bounds how long removals wait for replicas. Those that no replica has by then are remembered.
+	replicasWithin = 200 * time.Millisecond
+	shardTimeout   = time.Second
+	// maxUnconfirmed bounds what is remembered, in keys.
+	maxUnconfirmed = 200_000
+	// absent is how long a replica may confirm nothing before the others are enough.
+	absent = 10 * time.Second
+)
+
+// place is where a shard's keys are.
+type place struct {
+	address  string
+	epoch    uint64
+	standIn  mesh.StandIn
+	access   *mesh.RedisAccess
+	replicas int
+}
+
+// removal is one key that is to go, and the route that takes it.
+type removal struct {
+	key   []byte
+	route *mesh.Route
+}
+
+type job struct {
+	removals []removal
+	done     func()
+}
+
+// target removes keys at one shard, in the order in which it is told.
+type target struct {
+	applier *Applier
+	shard   string
+	place   atomic.Pointer[place]
+	jobs    chan job
+	ctx     context.Context
+	close   context.CancelFunc
+
+	mu      sync.Mutex
+	changed chan struct{} // closed when the place is another
+
+	// What follows is run's own.
+	client      *redis.Client
+	at          *place // of the last client that arrived
+	unconfirmed [][]byte
+	forgot      bool // of what replicas may lack, too much to remember
+	confirmed   time.Time
+	told        string // the last problem in the log
+}
+
+func newTarget(a *Applier, shard string, now place) *target {
+	t := &target{applier: a, shard: shard, jobs: make(chan job, maxJobs), changed: make(chan struct{}), confirmed: time.Now()}
+	t.ctx, t.close = context.WithCancel(context.Background())
+	t.place.Store(&now)
+	return t
+}
+
+// move says where the shard's keys are from now on.
+func (t *target) move(now place) {
+	if reflect.DeepEqual(*t.place.Load(), now) {
+		return
+	}
+	t.place.Store(&now)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// pause waits a moment, or until the place is another.
+func (t *target) pause(ctx context.Context) {
+	t.mu.Lock()
+	changed := t.changed
+	t.mu.Unlock()
+	select {
+	case <-changed:
+	case <-time.After(50 * time.Millisecond):
+	case <-ctx.Done():
+	case <-t.ctx.Done():
+	}
+}
+
+func (t *target) submit(j job) {
+	select {
+	case t.jobs <- j:
+	case <-t.ctx.Done():
+		j.done() // the shard is no more, or nobody wants to know
+	}
+}
+
+func (t *target) run() {
+	defer t.disconnect()
+	for {
+		var all []job
+		var removals []removal
+		select {
+		case j := <-t.jobs:
+			all, removals = append(all, j), j.removals
+		case <-t.ctx.Done():
+			t.drop()
+			return
+		}
+		for more := true; more && len(removals) < maxKeys; {
+			select {
+			case j := <-t.jobs:
+				all, removals = append(all, j), append(slices.Clip(removals), j.removals...)
+			default:
+				more = false
+			}
+		}
+		if !t.apply(removals) {
+			t.drop()
+			return
+		}
+		for _, j := range all {
+			j.done()
+		}
+	}
+}
+
+// drop lets go of who waits for a shard that is no more. If the applier ends instead, acknowledgements that are still sent would lie.
+func (t *target) drop() {
+	t.applier.mu.Lock()
+	closed := t.applier.closed
+	t.applier.mu.Unlock()
+	if closed {
+		return
+	}
+	for {
+		select {
+		case j := <-t.jobs:
+			j.done()
+		default:
+			return
+		}
+	}
+}
+
+// apply removes keys, however often it must try. It says false when the target is closed meanwhile.
+func (t *target) apply(removals []removal) bool {
+	for t.ctx.Err() == nil {
+		now := t.place.Load()
+		switch now.standIn {
+		case mesh.Null:
+			// There is nothing, and what comes back is emptied first.
+			t.unconfirmed, t.forgot = nil, false
+			t.disconnect()
+			return true
+		case mesh.Hold:
+			t.pause(t.ctx)
+			continue
+		}
+		err := t.connect(now)
+		if err == nil {
+			err = t.remove(removals)
+		}
+		if err == nil {
+			t.told = ""
+			return true
+		}
+		if text := err.Error(); text != t.told && t.ctx.Err() == nil {
+			t.told = text
+			t.applier.log.Warn("removals of other regions wait for a shard", "shard", t.shard, "error", err)
+		}
+		t.disconnect()
+		t.pause(t.ctx)
+	}
+	return false
+}
+
+func (t *target) disconnect() {
+	if t.client != nil {
+		t.client.Close()
+		t.client = nil
+	}
+}
+
+// connect makes the client that of the place. A new epoch's primary may have what was removed on the one before.
+func (t *target) connect(now *place) error {
+	if t.client != nil && t.at == now {
+		return nil
+	}
+	t.disconnect()
+	t.client = dialPrimary(now)
+	if t.at != nil && (t.at.epoch != now.epoch || t.at.address != now.address) {
+		t.confirmed = time.Now()
+		if t.forgot {
+			if _, err := t.applier.sweep(t.ctx, now, func([]byte) bool { return true }, ""); err != nil {
+				return err
+			}
+			t.forgot = false
+		}
+		for keys := range slices.Chunk(t.unconfirmed, keysAtOnce) {
+			if err := t.client.Unlink(t.ctx, asStrings(keys)...).Err(); err != nil {
+				return err
+			}
+		}
+	}
+	t.at = now
+	return nil
+}
+
+func asStrings(keys [][]byte) []string {
+	all := make([]string, len(keys))
+	for i, k := range keys {
+		all[i] = string(k)
+	}
+	return all
+}
+
+// remove sends the removals, and waits for replicas.
+func (t *target) remove(removals []removal) error {
+	pipe := t.client.Pipeline()
+	for part := range slices.Chunk(removals, keysAtOnce) {
+		keys := make([]string, len(part))
+		for i, r := range part {
+			keys[i] = string(r.key)
+		}
+		pipe.Unlink(t.ctx, keys...)
+	}
+	var replicas *redis.Cmd
+	if t.at.replicas > 0 {
+		replicas = pipe.Do(t.ctx, "WAIT", t.at.replicas, replicasWithin.Milliseconds())
+	}
+	// Before anything is sent, since of what fails nobody knows what was done.
+	for _, r := range removals {
+		t.unconfirmed = append(t.unconfirmed, slices.Clone(r.key))
+	}
+	if _, err := pipe.Exec(t.ctx); err != nil {
+		t.bound()
+		return err
+	}
+	t.applier.removed.Add(uint64(len(removals)))
+	t.confirm(replicas)
+	return nil
+}
+
+// confirm forgets what replicas have.
+func (t *target) confirm(replicas *redis.Cmd) {
+	if replicas == nil {
+		// Nobody could take over with older data.
+		t.unconfirmed = t.unconfirmed[:0]
+		return
+	}
+	n, _ := replicas.Int()
+	switch {
+	case n >= t.at.replicas:
+		t.confirmed = time.Now()
+	case n == 0 || time.Since(t.confirmed) < absent:
+		t.bound()
+		return
+	}
+	t.unconfirmed, t.forgot = t.unconfirmed[:0], false
+}
+
+func (t *target) bound() {
+	if len(t.unconfirmed) > maxUnconfirmed {
+		t.unconfirmed, t.forgot = nil, true
+	}
+}
+
+// errNotPrimary says that a node is not, or not any more, who takes the shard's writes.
+var errNotPrimary = errors.New("the node is not the shard's primary")
+
+// dialPrimary returns a client that uses no node but the primary of its epoch.
+func dialPrimary(p *place) *redis.Client {
+	o := node.Options(p.address, p.access, shardTimeout)
+	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
+		pipe := c.Pipeline()
+		role := pipe.Do(ctx, "ROLE")
+		epoch := pipe.Get(ctx, node.EpochKey)
+		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+			return err
+		}
+		if parts, err := role.Slice(); err != nil || len(parts) == 0 || parts[0] != "master" {
+			return fmt.Errorf("%w: it is none", errNotPrimary)
+		}
+		if n, err := strconv.ParseUint(epoch.Val(), 10, 64); err == nil && n > p.epoch {
+			return fmt.Errorf("%w: it is of epoch %d, and this is %d", errNotPrimary, n, p.epoch)
+		}
+		return nil
+	}
+	return redis.NewClient(o)
+}
