@@ -196,13 +196,11 @@ func (r *chaosResult) judge(plan chaosPlan) {
 		r.Lost += report.Lost
 		r.Outlived += report.Outlived
 		r.StaleReads += report.StaleReads
+		r.Stale += report.Late // less those that a fence explains
 		for _, f := range report.Findings {
-			switch {
-			case f.Ended != "gone":
-			case f.Age <= plan.withFence.Seconds() && slices.ContainsFunc(r.Fences, func(fence seenFence) bool { return fence.explains(f) }):
+			if f.Ended == "gone" && f.Age <= plan.withFence.Seconds() && slices.ContainsFunc(r.Fences, func(fence seenFence) bool { return fence.explains(f) }) {
 				r.Fenced++
-			default:
-				r.Stale++
+				r.Stale--
 			}
 		}
 	}
