@@ -46,7 +46,7 @@ func questions(t *testing.T) []question {
 		all = append(all, question{kind, name, query})
 	}
 	pages, err := filepath.Glob("../observability/grafana/dashboards/*.json")
-	if err != nil || len(pages) != 3 {
+	if err != nil || len(pages) != 4 {
 		t.Fatalf("the dashboards are %q, %v", pages, err)
 	}
 	for _, path := range pages {
@@ -378,7 +378,7 @@ func (d *demoRun) checkMetrics(t *testing.T) {
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics of %s: %v: %s", url, err, out)
 		}
-		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "type", "version"}
+		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "to", "type", "version"}
 		for _, line := range ours {
 			for _, label := range regexp.MustCompile(`[{,](\w+)="`).FindAllStringSubmatch(line, -1) {
 				if !slices.Contains(known, label[1]) {

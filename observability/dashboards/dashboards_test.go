@@ -45,7 +45,7 @@ func TestDashboardsAreAsTheCodeSays(t *testing.T) {
 }
 
 func TestPagesFillTheirRows(t *testing.T) {
-	for _, p := range []page{overview, routing, shards} {
+	for _, p := range []page{overview, routing, shards, regions} {
 		for _, r := range p.rows {
 			var used uint32
 			for _, panel := range r.panels {
