@@ -54,7 +54,7 @@ type settings struct {
 	quick    bool      // a run of seconds, which shows that it works and measures nothing
 	dir      string    // for files and sockets; removed afterwards
 	progress io.Writer // for people
-	// Of failover: how often each fault is inflicted. 0 and -1 leave it to the plan.
+	// Of failover, how often each fault is inflicted; of writes, how often each way is measured. 0 and -1 leave it to the plan.
 	rounds, sentinelRounds int
 	chaos                  chaosPlan // what is not set is left to the plan
 }
@@ -73,7 +73,7 @@ var benches = []bench{
 	{"twitter", "the example application with a slow database, with and without the cache (4 min)", benchTwitter, func() result { return new(twitterResult) }, nil, false},
 	{"push", "a change on its way to 10,000 sidecars, against go-control-plane's snapshot cache (8 min)", benchPush, func() result { return new(pushResult) }, nil, false},
 	{"invalidation", "how fast regions learn of writes, delays and a partition between them, against Redis Pub/Sub (8 min)", benchInvalidation, func() result { return new(invalidationResult) }, nil, false},
-	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, nil, false},
+	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, writesFlags, false},
 	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags, false},
 	{"chaos", "everything is killed, by seed, while a checker looks whether an invalidation is lost (20 min; not one of all)", benchChaos, func() result { return new(chaosResult) }, chaosFlags, true},
 }

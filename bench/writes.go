@@ -7,6 +7,8 @@ import (
 	"math"
 	"os"
 	"time"
+
+	"github.com/spf13/cobra"
 )
 
 // writesPlan is how long and how often the ways of a write are measured.
@@ -21,6 +23,10 @@ var (
 	writesFull  = writesPlan{connections: 50, rounds: 15, warmUp: 150 * time.Millisecond, window: 600 * time.Millisecond, openRounds: 5, openWindow: 800 * time.Millisecond}
 	writesQuick = writesPlan{connections: 50, rounds: 2, warmUp: 20 * time.Millisecond, window: 80 * time.Millisecond, openRounds: 1, openWindow: 80 * time.Millisecond}
 )
+
+func writesFlags(cmd *cobra.Command, s *settings) {
+	cmd.Flags().IntVar(&s.rounds, "rounds", 0, "rounds of each way in a closed loop, and a third of them in an open one (default: 15)")
+}
 
 // writesRoutes are of the ways. With update, every SET has an entry in the journal; with refill, it has none.
 const writesRoutes = `prefix: "near:"
@@ -84,6 +90,9 @@ func benchWrites(ctx context.Context, s settings) (result, error) {
 	plan := writesFull
 	if s.quick {
 		plan = writesQuick
+	}
+	if s.rounds > 0 {
+		plan.rounds, plan.openRounds = s.rounds, (s.rounds+2)/3
 	}
 	cachemesh, err := build(ctx, s.dir, "cachemesh", "cmd/cachemesh")
 	if err != nil {
