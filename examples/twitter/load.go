@@ -51,7 +51,8 @@ wrong answers.`,
 	f.DurationVar(&o.For, "for", 0, "how long; 0 is until interrupted")
 	f.IntVar(&o.users, "users", 0, "how many of the region's users ask; 0 is all")
 	f.Float64Var(&o.Check, "check", 0.01, "share of the timelines, profiles and tweets to check, 0 to 1")
-	f.StringVar(&o.mix, "mix", "default", "default, read-heavy, or the number of a measured cluster")
+	f.DurationVar(&o.MaxStaleness, "max-staleness", 0, "how long after its replacement a profile may be answered; 0 asks again for a second until an answer is right")
+	f.StringVar(&o.mix, "mix", "default", "default, read-heavy, races (changes and reads of few profiles), or the number of a measured cluster")
 	f.StringVar(&o.arrivals, "arrivals", "poisson", "poisson or fixed")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	for _, name := range []string{"targets", "region", "db"} {
@@ -74,6 +75,8 @@ func (o *loadOptions) validate() (workload.Mix, error) {
 		return nil, errors.New("--rate: above 0, up to 1000000")
 	case o.For < 0:
 		return nil, errors.New("--for: 0 or more")
+	case o.MaxStaleness < 0 || o.MaxStaleness > time.Minute:
+		return nil, errors.New("--max-staleness: 0s to 1m")
 	case o.users < 0:
 		return nil, errors.New("--users: 0 or more")
 	case !(o.Check >= 0 && o.Check <= 1):
@@ -132,6 +135,10 @@ func printText(out io.Writer, i load.Interval) {
 	if i.Final {
 		at = "total"
 	}
-	fmt.Fprintf(out, "%6s  %8d requests  %7.1f/s  p50 %7.2f ms  p99 %7.2f ms  %d errors  %d checked  %d wrong\n",
-		at, i.Requests, i.RPS, i.P50, i.P99, i.Errors, i.Checked, i.Wrong)
+	stalest := ""
+	if i.Stalest > 0 {
+		stalest = fmt.Sprintf("  stalest %.0f ms", i.Stalest)
+	}
+	fmt.Fprintf(out, "%6s  %8d requests  %7.1f/s  p50 %7.2f ms  p99 %7.2f ms  %d errors  %d checked  %d wrong%s\n",
+		at, i.Requests, i.RPS, i.P50, i.P99, i.Errors, i.Checked, i.Wrong, stalest)
 }

@@ -50,6 +50,8 @@ func TestUsage(t *testing.T) {
 		{"seed", "--db", "sqlite:x", "--regions", "a,,b"},
 		{"serve", "--db", "sqlite:x"},
 		{"serve", "--db", "sqlite:x", "--region", "a", "--peers", "b=nowhere"},
+		{"serve", "--db", "sqlite:x", "--region", "a", "--db-replica-lag", "-1s"},
+		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "--max-staleness", "2m"},
 		{"load", "--targets", "nowhere", "--region", "a", "--db", "sqlite:x"},
 		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "--mix", "1"},
 		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "--rate", "NaN"},

@@ -23,8 +23,8 @@ import (
 type serveOptions struct {
 	listen, region, redis, db, passwordFile string
 	peers                                   map[string]string
-	latency                                 time.Duration
-	noCache, noAutoPipeline                 bool
+	latency, lag                            time.Duration
+	noCache, noAutoPipeline, coherent       bool
 }
 
 func serveCommand() *cobra.Command {
@@ -35,6 +35,9 @@ func serveCommand() *cobra.Command {
 		Example: "  twitter serve --region us-east --redis 127.0.0.1:6379 --db sqlite:twitter.db --peers eu-west=http://127.0.0.1:8082",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.lag < 0 || o.lag > time.Minute {
+				return errors.New("--db-replica-lag: 0s to 1m")
+			}
 			peers, err := parsePeers(o.peers, o.region)
 			if err != nil {
 				return err
@@ -50,6 +53,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.db, "db", "", "database: sqlite:PATH or postgres://...")
 	f.StringToStringVar(&o.peers, "peers", nil, "apps of the regions: REGION=URL,...")
 	f.DurationVar(&o.latency, "db-latency", 0, "sleep before each database read, to imitate a distant database")
+	f.DurationVar(&o.lag, "db-replica-lag", 0, "read profiles as a replica of the database has them that lags so much, 0 to 1m")
+	f.BoolVar(&o.coherent, "coherent", false, "the regions' caches are kept coherent: answer for the profiles of users of all regions")
 	f.BoolVar(&o.noCache, "no-cache", false, "answer everything from the database")
 	f.BoolVar(&o.noAutoPipeline, "no-autopipeline", false, "send each command to the cache on its own")
 	cmd.MarkFlagRequired("region")
@@ -78,6 +83,7 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 		return err
 	}
 	defer db.Close()
+	db.Lag(o.lag)
 	var cache *app.Cache
 	if !o.noCache {
 		logging.Disable() // go-redis tells of each failed dial; the cache itself logs a failure now and then
@@ -92,7 +98,7 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 		defer cache.Close()
 	}
 	a, err := app.New(ctx, app.Config{
-		Region: o.region, Peers: peers, Store: db, Cache: cache, Log: log,
+		Region: o.region, Coherent: o.coherent, Peers: peers, Store: db, Cache: cache, Log: log,
 		TTLs: app.TTLs{
 			Timeline: workload.Default.Cluster(workload.Timeline).TTL,
 			Profile:  workload.Default.Cluster(workload.Profile).TTL,

@@ -139,7 +139,7 @@ func (a *App) getUser(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if passed, err := a.passOn(w, r, user); passed || err != nil {
+	if passed, err := a.passOnProfile(w, r, user); passed || err != nil {
 		return err
 	}
 	profile, err := a.profile(r.Context(), user)
@@ -167,7 +167,7 @@ func (a *App) patchUser(w http.ResponseWriter, r *http.Request) error {
 	if err := checkText("bio", *in.Bio, maxBio); err != nil {
 		return err
 	}
-	if passed, err := a.passOn(w, r, user); passed || err != nil {
+	if passed, err := a.passOnProfile(w, r, user); passed || err != nil {
 		return err
 	}
 	if err := a.Store.SetBio(r.Context(), user, *in.Bio); err != nil {
@@ -218,6 +218,13 @@ func (a *App) passOn(w http.ResponseWriter, r *http.Request, user int64) (passed
 	}
 	proxy.ServeHTTP(w, r)
 	return true, nil
+}
+
+func (a *App) passOnProfile(w http.ResponseWriter, r *http.Request, user int64) (passed bool, err error) {
+	if a.Coherent {
+		return false, nil
+	}
+	return a.passOn(w, r, user)
 }
 
 func (a *App) newProxy(region string, peer *url.URL, transport http.RoundTripper) *httputil.ReverseProxy {

@@ -5,7 +5,7 @@
 // into the followers' timelines in the database, then into those that a cache holds (fan-out on write).
 //
 // Each user has a home region, whose app alone answers for the user's timeline and profile, so that one region's cache
-// holds them. The app never writes to another region's cache: it asks that region's app.
+// holds them. (Profiles are answered for in every region if their caches are Coherent.) The app never writes to another region's cache: it asks that region's app.
 package app
 
 import (
@@ -29,11 +29,13 @@ import (
 // Config is what an App works with.
 type Config struct {
 	Region string
-	Peers  map[string]*url.URL // the app of each other region
-	Store  *store.Store
-	Cache  *Cache // nil answers everything from the database
-	TTLs   TTLs
-	Log    *slog.Logger
+	// Coherent says that what is removed from one region's cache is removed from all. Then profiles may be in each of them.
+	Coherent bool
+	Peers    map[string]*url.URL // the app of each other region
+	Store    *store.Store
+	Cache    *Cache // nil answers everything from the database
+	TTLs     TTLs
+	Log      *slog.Logger
 }
 
 // TTLs draw the lifetime of a cached entry.

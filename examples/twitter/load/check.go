@@ -75,6 +75,30 @@ func (c *checker) check(ctx context.Context, target string, r workload.Request, 
 	return nil
 }
 
+// age is how long before it was asked for a profile had been replaced, 0 for the current one. It is a *wrongAnswer beyond most, and for one
+// that never was.
+func (c *checker) age(ctx context.Context, r workload.Request, asked time.Time, body []byte, most time.Duration) (time.Duration, error) {
+	answer, decodeErr := parse(r.Thing, body)
+	now, err := c.truth(ctx, r)
+	if err != nil || decodeErr == nil && answer.user == now.user {
+		return 0, err
+	}
+	wrong := &wrongAnswer{key: fmt.Sprintf("%s:%d", keyPrefix[r.Thing], r.ID), got: fmt.Sprintf("%.1000s", body), want: now.String()}
+	former := now.user
+	former.Version = answer.user.Version
+	var replaced time.Time
+	former.Bio, replaced, err = c.db.Replaced(ctx, r.ID, former.Version)
+	if errors.Is(err, store.ErrNotFound) || decodeErr != nil || err == nil && answer.user != former {
+		return 0, wrong
+	}
+	age := max(0, asked.Sub(replaced))
+	if err == nil && age > most {
+		wrong.want += fmt.Sprintf(", which is so for %s, at most %s before", age.Round(time.Millisecond), most)
+		return age, wrong
+	}
+	return age, err
+}
+
 var keyPrefix = map[workload.Thing]string{workload.Timeline: "timeline", workload.Profile: "user", workload.TweetOf: "tweet"}
 
 func (c *checker) truth(ctx context.Context, r workload.Request) (content, error) {

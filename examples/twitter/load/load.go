@@ -26,8 +26,11 @@ type Config struct {
 	For     time.Duration // 0 is until the context ends
 	Fixed   bool          // arrivals at a fixed interval; else Poisson
 	Check   float64       // share of the answers to check
-	Report  func(Interval)
-	Log     *slog.Logger
+	// MaxStaleness is how long after its replacement a profile may be answered; 0 lets an answer take a second to be right, and asks again
+	// until then.
+	MaxStaleness time.Duration
+	Report       func(Interval)
+	Log          *slog.Logger
 }
 
 const (
@@ -128,6 +131,7 @@ func (l *loader) dispatch(ctx context.Context, gen *workload.Generator) {
 func (l *loader) send(target string, request workload.Request, due time.Time, check bool) {
 	check = check && checkable(request)
 	// A request outlives Ctrl-C, for at most its timeout.
+	asked := time.Now()
 	answer, err := ask(context.Background(), l.client, target, request, check)
 	if err != nil {
 		l.meter.failed(err)
@@ -140,15 +144,22 @@ func (l *loader) send(target string, request workload.Request, due time.Time, ch
 	select {
 	case l.checks <- struct{}{}:
 		l.running.Go(func() {
-			l.check(target, request, answer)
+			l.check(target, request, asked, answer)
 			<-l.checks
 		})
 	default:
 	}
 }
 
-func (l *loader) check(target string, request workload.Request, answer []byte) {
-	err := l.checker.check(context.Background(), target, request, answer)
+func (l *loader) check(target string, request workload.Request, asked time.Time, answer []byte) {
+	err := error(nil)
+	if l.MaxStaleness > 0 && request.Thing == workload.Profile {
+		var age time.Duration
+		age, err = l.checker.age(context.Background(), request, asked, answer, l.MaxStaleness)
+		l.meter.stale(age)
+	} else {
+		err = l.checker.check(context.Background(), target, request, answer)
+	}
 	var wrong *wrongAnswer
 	switch {
 	case errors.As(err, &wrong):

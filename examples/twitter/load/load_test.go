@@ -112,6 +112,45 @@ func TestLoadOfAServiceThatIsRight(t *testing.T) {
 	}
 }
 
+// The age of a planted value is found, however the database went on.
+func TestStaleProfilesAreFound(t *testing.T) {
+	s := start(t)
+	request := workload.Request{Method: "GET", Path: "/users/5", Thing: workload.Profile, ID: 5}
+	get := func() ([]byte, time.Time) {
+		asked := time.Now()
+		answer, err := ask(t.Context(), http.DefaultClient, s.url, request, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer, asked
+	}
+	c := &checker{db: s.db, client: http.DefaultClient}
+	answer, asked := get()
+	if age, err := c.age(t.Context(), request, asked, answer, time.Second); age != 0 || err != nil {
+		t.Errorf("the current profile is %s old, %v", age, err)
+	}
+	// Nobody tells the cache.
+	for _, bio := range []string{"one", "two"} {
+		if err := s.db.SetBio(t.Context(), 5, bio); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer, asked = get()
+	asked = asked.Add(3 * time.Second)
+	if age, err := c.age(t.Context(), request, asked, answer, 10*time.Second); age < 3*time.Second || age > 9*time.Second || err != nil {
+		t.Errorf("a profile that was replaced 3 s ago is %s old, %v", age, err)
+	}
+	var wrong *wrongAnswer
+	if _, err := c.age(t.Context(), request, asked, answer, 2*time.Second); !errors.As(err, &wrong) {
+		t.Errorf("older than allowed: %v", err)
+	}
+	for _, never := range []string{"no JSON", strings.Replace(string(answer), `"version":1`, `"version":2`, 1), strings.Replace(string(answer), `"version":1`, `"version":7`, 1)} {
+		if _, err := c.age(t.Context(), request, asked, []byte(never), time.Minute); !errors.As(err, &wrong) {
+			t.Errorf("%s: %v", never, err)
+		}
+	}
+}
+
 func TestPlantedWrongAnswersAreFound(t *testing.T) {
 	s := start(t)
 	c := &checker{db: s.db, client: http.DefaultClient}

@@ -22,6 +22,7 @@ type Interval struct {
 	Mean     float64 `json:"mean_ms"`
 	Checked  int64   `json:"checked"`
 	Wrong    int64   `json:"wrong"`
+	Stalest  float64 `json:"stalest_ms"` // how old the oldest profile was, if that is looked at
 	Final    bool    `json:"final,omitempty"`
 }
 
@@ -81,6 +82,13 @@ func (m *meter) checked(right bool) {
 	}
 }
 
+// stale takes how long before a profile was asked for it had been replaced.
+func (m *meter) stale(by time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now.Stalest = max(m.now.Stalest, round(by.Seconds()*1000))
+}
+
 // interval ends a second and returns it.
 func (m *meter) interval(now time.Time) Interval {
 	m.mu.Lock()
@@ -94,6 +102,7 @@ func (m *meter) interval(now time.Time) Interval {
 	m.all.Dropped += i.Dropped
 	m.all.Checked += i.Checked
 	m.all.Wrong += i.Wrong
+	m.all.Stalest = max(m.all.Stalest, i.Stalest)
 	m.overall.Merge(m.latencies)
 	m.latencies.Reset()
 	m.now, m.since = Interval{}, now

@@ -79,10 +79,27 @@ func (s *Store) User(ctx context.Context, id int64) (User, error) {
 		return User{}, err
 	}
 	var u User
+	if s.lag > 0 {
+		then := time.Now().Add(-s.lag).UnixMilli()
+		err := s.stmts.formerUser.QueryRowContext(ctx, id, then).Scan(&u.ID, &u.Name, &u.Home, &u.Bio, &u.Version)
+		if !errors.Is(err, sql.ErrNoRows) {
+			return u, err
+		}
+	}
 	if err := s.stmts.user.QueryRowContext(ctx, id).Scan(&u.ID, &u.Name, &u.Home, &u.Bio, &u.Version); err != nil {
 		return User{}, fmt.Errorf("user %d: %w", id, notFound(err))
 	}
 	return u, nil
+}
+
+// Replaced returns the bio of a former version of a user, and when it was replaced. It is ErrNotFound for the current one and for those of
+// which the database knows nothing any more.
+func (s *Store) Replaced(ctx context.Context, id, version int64) (bio string, at time.Time, err error) {
+	var ms int64
+	if err := s.stmts.replaced.QueryRowContext(ctx, id, version).Scan(&bio, &ms); err != nil {
+		return "", at, fmt.Errorf("version %d of user %d: %w", version, id, notFound(err))
+	}
+	return bio, time.UnixMilli(ms), nil
 }
 
 // Timeline returns the ids of the newest tweets by those whom the user follows, newest first, at most TimelineLength.

@@ -166,6 +166,48 @@ func TestReads(t *testing.T) {
 	}
 }
 
+func TestALaggingReplica(t *testing.T) {
+	url := "sqlite:" + filepath.Join(t.TempDir(), "db")
+	primary, replica := open(t, url, 0), open(t, url, 0)
+	seed(t, primary, small(1))
+	replica.Lag(time.Hour)
+	bios := func(s *store.Store) string {
+		u, err := s.User(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(u.Name, u.Bio, u.Version)
+	}
+	before := time.Now().Truncate(time.Millisecond)
+	for _, bio := range []string{"a", "b"} {
+		if err := primary.SetBio(t.Context(), 1, bio); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := bios(primary); got != "user1b3" {
+		t.Errorf("the primary has %s", got)
+	}
+	if got := bios(replica); got != "user11" {
+		t.Errorf("the replica has %s", got)
+	}
+	replica.Lag(time.Millisecond)
+	for end := time.Now().Add(10 * time.Second); bios(replica) != "user1b3"; {
+		if time.Now().After(end) {
+			t.Fatalf("the replica still has %s", bios(replica))
+		}
+	}
+	bio, at, err := primary.Replaced(t.Context(), 1, 2)
+	if err != nil || bio != "a" || at.Before(before) || at.After(time.Now()) {
+		t.Errorf("version 2 was %q until %s, %v", bio, at, err)
+	}
+	if _, _, err := primary.Replaced(t.Context(), 1, 3); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the current version: %v", err)
+	}
+	if _, err := replica.User(t.Context(), 9); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("user 9 of the replica: %v", err)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	for _, url := range []string{"", "sqlite:", "twitter.db", "mysql://x"} {
 		if s, err := store.Open(t.Context(), url, 0); err == nil {

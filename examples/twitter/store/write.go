@@ -9,19 +9,46 @@ import (
 	"time"
 )
 
+// remembered is for how long the database knows what was before a change: for longer than a replica may lag.
+const remembered = 10 * time.Minute
+
 // SetBio changes a user's bio and raises the version, or returns ErrNotFound.
 func (s *Store) SetBio(ctx context.Context, user int64, bio string) error {
 	s.writes.Add(1)
-	result, err := s.stmts.setBio.ExecContext(ctx, bio, user)
-	if err != nil {
+	if err := s.setBio(ctx, user, bio); err != nil {
 		return fmt.Errorf("bio of user %d: %w", user, err)
-	}
-	if n, err := result.RowsAffected(); err != nil {
-		return fmt.Errorf("bio of user %d: %w", user, err)
-	} else if n == 0 {
-		return fmt.Errorf("bio of user %d: %w", user, ErrNotFound)
 	}
 	return nil
+}
+
+func (s *Store) setBio(ctx context.Context, user int64, bio string) error {
+	tx, err := s.writer.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if s.dialect.lockUser != "" {
+		if _, err := tx.ExecContext(ctx, s.dialect.lockUser, user); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	if _, err := tx.StmtContext(ctx, s.stmts.keepBio).ExecContext(ctx, now.UnixMilli(), user); err != nil {
+		return err
+	}
+	if _, err := tx.StmtContext(ctx, s.stmts.forgetBios).ExecContext(ctx, user, now.Add(-remembered).UnixMilli()); err != nil {
+		return err
+	}
+	result, err := tx.StmtContext(ctx, s.stmts.setBio).ExecContext(ctx, bio, user)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil {
+		return err
+	} else if n == 0 {
+		return ErrNotFound
+	}
+	return tx.Commit()
 }
 
 // Post adds a tweet and puts it into the timelines of all followers, in one transaction.

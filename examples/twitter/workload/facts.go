@@ -28,6 +28,7 @@ type Cluster struct {
 	Alpha      float64 // Zipf exponent of the keys' popularity
 	TTLs       []TTL
 	Reads      float64 // share of get and gets among the operations
+	Most       int     // how many keys there are at most; 0 is no bound
 }
 
 // TTL is a lifetime and the share of the keys that were given it.

@@ -63,6 +63,9 @@ func NewGenerator(mix Mix, p Population, seed uint64) (*Generator, error) {
 	}
 	for _, part := range mix {
 		n := map[Thing]int{Timeline: len(g.local), Profile: len(g.all), TweetOf: int(p.Newest), Trending: 1}[part.Thing]
+		if most := part.Cluster.Most; most > 0 {
+			n = min(n, most)
+		}
 		g.parts = append(g.parts, generatorPart{part, part.Cluster.KQPS / total, NewZipf(n, part.Cluster.Alpha)})
 	}
 	return g, nil
