@@ -174,7 +174,7 @@ var groups = []group{
 	{"flushall flushdb",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard, EnvoyReads: true,
 			Why:     "Empties one shard, of every application's keys, answers OK and leaves the other shards full.",
-			Instead: onePerKey + " For some keys: UNLINK."}},
+			Instead: "`cachemesh flush POOL`: every shard, every region. For some keys: UNLINK, or `cachemesh region invalidate`. On a node itself it would take the shard's journal, too."}},
 	{"config",
 		Command{Verdict: VerdictRefused, Kind: KindOneShard,
 			Why:     "Reads or changes the configuration of one shard, for all applications.",
