@@ -83,6 +83,10 @@ mutants: ## plant bugs in shards/, one at a time: the simulator must find each
 bench: tools build ## run every benchmark and rewrite the README's table of results
 	@go run ./bench all
 
+.PHONY: chaos
+chaos: tools ## kill everything, by seed, while a checker looks (20 min); ARGS="--for 2m --rate 300 --seed 7" and so on
+	@go run ./bench chaos $(ARGS)
+
 .PHONY: vuln
 vuln: ## known vulnerabilities in what is used; asks the Go vulnerability database
 	@$(LINT) govulncheck ./...
