@@ -55,6 +55,15 @@ var meanings = []struct{ text, meaning string }{
 	{"CROSSSLOT",
 		"The keys of a transaction, or of a script, are on several shards, and no shard can do all of it at once. Use keys that share one " +
 			"{hash tag} and one route; `cachemesh where KEY...` names the shard of each."},
+	{"lane reaches no primary",
+		"The sidecar's lane for the key's shard waited for a primary that takes writes and found none: nothing was written. " +
+			"`cachemesh status` shows the shard's state; try again, as during a failover."},
+	{"did not answer its lane",
+		"The key's shard did not answer the sidecar's lane within 400 ms, or the connection to it broke. The write took effect together with its entry in the " +
+			"journal, or not at all; which is not known. Try again: the invalidation goes out with the write that succeeds."},
+	{"no replica has the write",
+		"The route has durability: replica, and no replica confirmed the write in time. It stands on the primary, and other regions learn of it, but a failover now may lose it. " +
+			"`cachemesh status` shows the shard's replicas."},
 	{"NOSCRIPT",
 		"The key's shard does not know this script: each shard knows only those that were run on it, and a promoted one may know none. " +
 			"Run EVAL, which loads it; most clients' script helpers do so by themselves."},
