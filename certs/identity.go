@@ -49,6 +49,21 @@ func (r Rule) Check(certificate *x509.Certificate, region, name string) error {
 	return nil
 }
 
+// CheckRegion refuses a certificate that is no sidecar's of the region. By DNS, any certificate will do.
+func (r Rule) CheckRegion(certificate *x509.Certificate, region string) error {
+	if r == DNS {
+		return nil
+	}
+	id, err := x509svid.IDFromCert(certificate)
+	if err != nil {
+		return fmt.Errorf("an agent of region %q is meant, and the certificate of %q has no SPIFFE id: %w", region, certificate.Subject.CommonName, err)
+	}
+	if !OfSidecar(certificate) || !strings.HasPrefix(id.Path(), "/"+region+"/") {
+		return fmt.Errorf("an agent of region %q is meant, and the certificate is of %s", region, id)
+	}
+	return nil
+}
+
 // OfSidecar says whether a certificate's SPIFFE id is a sidecar's.
 func OfSidecar(certificate *x509.Certificate) bool {
 	id, err := x509svid.IDFromCert(certificate)

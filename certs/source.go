@@ -174,11 +174,25 @@ func (s *Source) ClientOfAny() *tls.Config {
 	return c
 }
 
-func chained(state tls.ConnectionState, authorities *x509.CertPool) error {
+// ClientOfPeer is like Client and takes a certificate from the authorities that check allows, also one that is for clients only.
+func (s *Source) ClientOfPeer(check func(*x509.Certificate) error) *tls.Config {
+	m := s.now()
+	c := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: m.authorities, Certificates: m.certificates}
+	c.InsecureSkipVerify = true // instead, VerifyConnection checks what there is to check
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := chained(state, m.authorities, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth); err != nil {
+			return err
+		}
+		return check(state.PeerCertificates[0])
+	}
+	return c
+}
+
+func chained(state tls.ConnectionState, authorities *x509.CertPool, usages ...x509.ExtKeyUsage) error {
 	intermediates := x509.NewCertPool()
 	for _, c := range state.PeerCertificates[1:] {
 		intermediates.AddCert(c)
 	}
-	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: authorities, Intermediates: intermediates})
+	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: authorities, Intermediates: intermediates, KeyUsages: usages})
 	return err
 }

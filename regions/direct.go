@@ -176,13 +176,6 @@ func (d *direct) queue(region string) *queue {
 func (d *direct) run(ctx context.Context) {
 	var work sync.WaitGroup
 	defer work.Wait()
-	defer func() {
-		d.links.mu.Lock()
-		defer d.links.mu.Unlock()
-		for _, k := range d.links.clients {
-			k.redis.Close()
-		}
-	}()
 	begun := map[string]bool{}
 	for {
 		d.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/ring"
 )
 
@@ -101,11 +102,23 @@ func (a *Applier) fence(ctx context.Context, t *target, match func([]byte) bool,
 
 // sweep removes the keys at a shard's primary.
 func (a *Applier) sweep(ctx context.Context, now *place, match func([]byte) bool, prefix string) (keys int, err error) {
+	v := a.view.Load()
 	client := dialPrimary(now)
 	defer client.Close()
 	pattern := ""
 	if prefix != "" {
 		pattern = globEscaper.Replace(prefix) + "*"
+	}
+	// Who fills such a key again, from now until a while after the end, may still have read what was before.
+	hold := func() error {
+		if d := v.holdOff(); d > 0 {
+			note := holdoff.Note{Link: true, Prefixes: []holdoff.Mark{{Key: []byte(prefix), For: d}}}
+			return client.Do(ctx, note.Args()...).Err()
+		}
+		return nil
+	}
+	if err := hold(); err != nil {
+		return 0, err
 	}
 	var cursor uint64
 	for {
@@ -136,6 +149,9 @@ func (a *Applier) sweep(ctx context.Context, now *place, match func([]byte) bool
 			return keys, ctx.Err()
 		}
 	}
+	if err := hold(); err != nil {
+		return keys, err
+	}
 	if now.replicas > 0 {
 		// Who takes over from here on is not to have them either. Without an answer in time, the primary alone is what there is.
 		if err := client.Do(ctx, "WAIT", now.replicas, replicasWithin.Milliseconds()).Err(); err != nil {
@@ -143,6 +159,14 @@ func (a *Applier) sweep(ctx context.Context, now *place, match func([]byte) bool
 		}
 	}
 	return keys, nil
+}
+
+// holdOff is the longest of any route.
+func (v *view) holdOff() (longest time.Duration) {
+	for i := range v.routes {
+		longest = max(longest, holdoff.Of(&v.routes[i].Route))
+	}
+	return longest
 }
 
 // globEscaper makes a prefix of a pattern.

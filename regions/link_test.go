@@ -155,7 +155,7 @@ func TestAGapFencesWhatTheShardHas(t *testing.T) {
 	t.Logf("fenced %d keys %v after the journal was lost", len(its), time.Since(began))
 	us.until("a confirmation", func() bool {
 		p := us.links.Pairs()[1]
-		return p.Fences == 1 && p.FencedKeys == uint64(len(its)) && p.Pending == 0
+		return p.Fences == 1 && p.FencedKeys == uint64(len(its)) && len(p.Pending) == 0
 	})
 	for _, k := range append(others, keysOf("local:", 50)...) {
 		if !eu.has(k) {

@@ -122,6 +122,15 @@ func (l *Links) Run(ctx context.Context) error {
 	}
 }
 
+// Close lets go of what Gap needs. Call it after Run.
+func (l *Links) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.clients {
+		k.redis.Close()
+	}
+}
+
 // wanted are the tails that there should be, by shard.
 func (l *Links) wanted() map[string]spec {
 	all := map[string]spec{}
@@ -202,10 +211,10 @@ type Pair struct {
 	Paused              bool
 	Problem             string // why nothing is acknowledged; "" if something is
 	Cursor              journal.Cursor
-	Lag                 time.Duration // from when the last entry was written until it was acknowledged, or has not been
-	Backlog             uint64        // entries of the current journal that are not acknowledged
-	Pending             int           // fences that are not carried out
-	Gaps, Fences        uint64        // since the agent began
+	Lag                 time.Duration   // from when the last entry was written until it was acknowledged, or has not been
+	Backlog             uint64          // entries of the current journal that are not acknowledged
+	Pending             []journal.Fence // that are not carried out, the oldest first
+	Gaps, Fences        uint64          // since the agent began
 	FencedKeys          uint64
 	Entries, Keys       uint64 // sent
 	Bytes               uint64 // of removals, as they were sent

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"sync"
 	"time"
 
@@ -376,7 +377,7 @@ func (f *flow) fences(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f.pair.set(func(s *Pair) { s.Pending = len(all) })
+		f.pair.set(func(s *Pair) { s.Pending = all })
 		whole := &Fence{Ring: f.tail.spec.ring}
 		var send []*Fence
 		for _, fence := range all {
@@ -436,7 +437,7 @@ func (f *flow) confirm(ctx context.Context, ids []string, keys uint64) error {
 	f.pair.set(func(s *Pair) {
 		s.Fences++
 		s.FencedKeys += keys
-		s.Pending = max(0, s.Pending-len(ids))
+		s.Pending = slices.DeleteFunc(slices.Clone(s.Pending), func(f journal.Fence) bool { return slices.Contains(ids, f.ID) })
 	})
 	t := f.tail
 	f.pair.links.notices.add(Notice{Fence: true, Shard: t.spec.shard, Pool: t.spec.pool, Region: region, Epoch: t.spec.place.epoch, Keys: keys, After: time.Since(since)})

@@ -67,7 +67,7 @@ func newRegion(t *testing.T, name string, shards int) *testRegion {
 	r := &testRegion{t: t, name: name, dial: func(a string) string { return a }}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil)).With("of", name)
 	pool := mesh.Pool{Name: "users", Hashing: mesh.Hashing{Algorithm: "maglev", Size: 65537}, Routes: []mesh.Route{
-		{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill}, {Prefix: "local:", Coherence: mesh.Local}}}
+		{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill, HoldOff: 200 * time.Millisecond}, {Prefix: "local:", Coherence: mesh.Local}}}
 	for i := range shards {
 		n := startRedis(t, process.Redis{})
 		r.nodes = append(r.nodes, n)
@@ -95,6 +95,7 @@ func newRegion(t *testing.T, name string, shards int) *testRegion {
 	t.Cleanup(func() {
 		cancel()
 		<-done
+		r.links.Close()
 		r.applier.Close()
 		r.server.Stop()
 	})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 )
 
 const (
@@ -242,6 +243,16 @@ func (t *target) remove(removals []removal) error {
 			keys[i] = string(r.key)
 		}
 		pipe.Unlink(t.ctx, keys...)
+	}
+	// Who fills such a key again may still have read what was before.
+	note := holdoff.Note{Link: true}
+	for _, r := range removals {
+		if d := holdoff.Of(r.route); d > 0 {
+			note.Removed = append(note.Removed, holdoff.Mark{Key: r.key, For: d})
+		}
+	}
+	if !note.Empty() {
+		pipe.Do(t.ctx, note.Args()...)
 	}
 	var replicas *redis.Cmd
 	if t.at.replicas > 0 {

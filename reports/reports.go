@@ -26,7 +26,8 @@ func (r *Report) Check() error {
 		if a.GetName() == "" {
 			return fmt.Errorf("agent.name is empty: give the sidecar a name that is unique in its region")
 		}
-		if err := first(bound("agent.name", a.GetName(), MaxName), bound("agent.region", a.GetRegion(), MaxName), bound("agent.version", a.GetVersion(), MaxName)); err != nil {
+		if err := first(bound("agent.name", a.GetName(), MaxName), bound("agent.region", a.GetRegion(), MaxName), bound("agent.version", a.GetVersion(), MaxName),
+			bound("agent.link", a.GetLink(), MaxAddress)); err != nil {
 			return err
 		}
 	}
@@ -48,6 +49,27 @@ func (r *Report) Check() error {
 			return err
 		}
 	}
+	if err := first(count("pairs", len(r.GetPairs())), count("notices", len(r.GetNotices()))); err != nil {
+		return err
+	}
+	for i, p := range r.GetPairs() {
+		field := fmt.Sprintf("pairs[%d].", i)
+		if err := first(named(field, p.GetShard()), bound(field+"region", p.GetRegion(), MaxName), bound(field+"to", p.GetTo(), MaxAddress), bound(field+"problem", p.GetProblem(), MaxError),
+			bound(field+"cursor", p.GetCursor(), MaxAddress), count(field+"fences", len(p.GetFences()))); err != nil {
+			return err
+		}
+		for _, f := range p.GetFences() {
+			if err := first(bound(field+"fences.id", f.GetId(), 2*MaxName), bound(field+"fences.reason", f.GetReason(), MaxName)); err != nil {
+				return err
+			}
+		}
+	}
+	for i, n := range r.GetNotices() {
+		field := fmt.Sprintf("notices[%d].", i)
+		if err := first(named(field, n.GetShard()), bound(field+"region", n.GetRegion(), MaxName), bound(field+"reason", n.GetReason(), MaxName)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -58,6 +80,9 @@ func (m *Instructions) Check() error {
 	}
 	if m.GetIntervalMs() < 10 || m.GetDownAfterMs() < m.GetIntervalMs() || m.GetDownAfterMs() > 60_000 {
 		return fmt.Errorf("interval_ms %d, down_after_ms %d: the first is at least 10, the second at least as much and at most 60000", m.GetIntervalMs(), m.GetDownAfterMs())
+	}
+	if err := count("follow", len(m.GetFollow().GetShards())); err != nil {
+		return err
 	}
 	if n := len(m.GetTopology()); n > MaxTopology {
 		return fmt.Errorf("topology has %d bytes and may have %d", n, MaxTopology)

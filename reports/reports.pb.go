@@ -30,6 +30,8 @@ type Report struct {
 	Leaving       bool                   `protobuf:"varint,2,opt,name=leaving,proto3" json:"leaving,omitempty"`    // the agent stops as asked to: nothing is to be expected from it any more
 	Verdicts      []*Verdict             `protobuf:"bytes,3,rep,name=verdicts,proto3" json:"verdicts,omitempty"`   // on all targets of which there is one; those before are void
 	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // those that differ from the reports before
+	Pairs         []*Pair                `protobuf:"bytes,5,rep,name=pairs,proto3" json:"pairs,omitempty"`         // of all journals that the agent follows; those before are void
+	Notices       []*Notice              `protobuf:"bytes,6,rep,name=notices,proto3" json:"notices,omitempty"`     // that are new since the reports before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -92,11 +94,26 @@ func (x *Report) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+func (x *Report) GetPairs() []*Pair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+func (x *Report) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
 type Agent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
 	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Link          string                 `protobuf:"bytes,4,opt,name=link,proto3" json:"link,omitempty"` // IP:port where it listens for other regions; "" if it does not, and then it follows no journals
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,6 +165,13 @@ func (x *Agent) GetRegion() string {
 func (x *Agent) GetVersion() string {
 	if x != nil {
 		return x.Version
+	}
+	return ""
+}
+
+func (x *Agent) GetLink() string {
+	if x != nil {
+		return x.Link
 	}
 	return ""
 }
@@ -290,19 +314,322 @@ func (x *Endpoint) GetAddress() string {
 	return ""
 }
 
+// Pair is how one shard's journals fare on their way to one other region.
+type Pair struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         string                 `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"` // address of the other region's agent; "" is none now
+	Paused        bool                   `protobuf:"varint,5,opt,name=paused,proto3" json:"paused,omitempty"`
+	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	Cursor        string                 `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"` // "EPOCH ID READ"; "" is not known
+	LagUs         uint64                 `protobuf:"varint,8,opt,name=lag_us,json=lagUs,proto3" json:"lag_us,omitempty"`
+	Backlog       uint64                 `protobuf:"varint,9,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	Fences        []*Fence               `protobuf:"bytes,10,rep,name=fences,proto3" json:"fences,omitempty"` // pending
+	Keys          uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`    // sent since the agent began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pair) Reset() {
+	*x = Pair{}
+	mi := &file_reports_reports_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pair) ProtoMessage() {}
+
+func (x *Pair) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pair.ProtoReflect.Descriptor instead.
+func (*Pair) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Pair) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *Pair) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Pair) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Pair) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Pair) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Pair) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Pair) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *Pair) GetLagUs() uint64 {
+	if x != nil {
+		return x.LagUs
+	}
+	return 0
+}
+
+func (x *Pair) GetBacklog() uint64 {
+	if x != nil {
+		return x.Backlog
+	}
+	return 0
+}
+
+func (x *Pair) GetFences() []*Fence {
+	if x != nil {
+		return x.Fences
+	}
+	return nil
+}
+
+func (x *Pair) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+type Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Prefix        []byte                 `protobuf:"bytes,3,opt,name=prefix,proto3,oneof" json:"prefix,omitempty"`
+	SinceMs       int64                  `protobuf:"varint,4,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"` // Unix time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_reports_reports_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Fence) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Fence) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Fence) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *Fence) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+// Notice tells of a gap, or of a fence that was carried out.
+type Notice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // grows within an agent's life
+	Fence         bool                   `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	TimeMs        int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"` // Unix time
+	Shard         string                 `protobuf:"bytes,4,opt,name=shard,proto3" json:"shard,omitempty"`
+	Region        string                 `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"` // that lacks something, or removed it
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Keys          uint64                 `protobuf:"varint,8,opt,name=keys,proto3" json:"keys,omitempty"` // that were removed
+	AfterMs       uint64                 `protobuf:"varint,9,opt,name=after_ms,json=afterMs,proto3" json:"after_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_reports_reports_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Notice) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Notice) GetFence() bool {
+	if x != nil {
+		return x.Fence
+	}
+	return false
+}
+
+func (x *Notice) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *Notice) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *Notice) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Notice) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Notice) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *Notice) GetAfterMs() uint64 {
+	if x != nil {
+		return x.AfterMs
+	}
+	return 0
+}
+
 type Instructions struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Targets       []*Target              `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`                               // all: those before are void
 	IntervalMs    uint32                 `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`      // between questions
 	DownAfterMs   uint32                 `protobuf:"varint,3,opt,name=down_after_ms,json=downAfterMs,proto3" json:"down_after_ms,omitempty"` // without a good answer
 	Topology      []byte                 `protobuf:"bytes,4,opt,name=topology,proto3" json:"topology,omitempty"`                             // the region's, as JSON of mesh.Topology; empty is as before on this stream, or none
+	Follow        *Follow                `protobuf:"bytes,5,opt,name=follow,proto3" json:"follow,omitempty"`                                 // whose journals the agent is to follow; missing is as before on this stream, or not decided
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Instructions) Reset() {
 	*x = Instructions{}
-	mi := &file_reports_reports_proto_msgTypes[4]
+	mi := &file_reports_reports_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +641,7 @@ func (x *Instructions) String() string {
 func (*Instructions) ProtoMessage() {}
 
 func (x *Instructions) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[4]
+	mi := &file_reports_reports_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +654,7 @@ func (x *Instructions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instructions.ProtoReflect.Descriptor instead.
 func (*Instructions) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{4}
+	return file_reports_reports_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Instructions) GetTargets() []*Target {
@@ -358,6 +685,109 @@ func (x *Instructions) GetTopology() []byte {
 	return nil
 }
 
+func (x *Instructions) GetFollow() *Follow {
+	if x != nil {
+		return x.Follow
+	}
+	return nil
+}
+
+type Follow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shards        []*Followed            `protobuf:"bytes,1,rep,name=shards,proto3" json:"shards,omitempty"` // all: those before are void
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Follow) Reset() {
+	*x = Follow{}
+	mi := &file_reports_reports_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Follow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Follow) ProtoMessage() {}
+
+func (x *Follow) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Follow.ProtoReflect.Descriptor instead.
+func (*Follow) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Follow) GetShards() []*Followed {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+type Followed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         string                 `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Known         bool                   `protobuf:"varint,2,opt,name=known,proto3" json:"known,omitempty"` // a region has read its journals before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Followed) Reset() {
+	*x = Followed{}
+	mi := &file_reports_reports_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Followed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Followed) ProtoMessage() {}
+
+func (x *Followed) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Followed.ProtoReflect.Descriptor instead.
+func (*Followed) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Followed) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *Followed) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
 // Target is a shard's primary, as the control plane believes.
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -372,7 +802,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_reports_reports_proto_msgTypes[5]
+	mi := &file_reports_reports_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +814,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[5]
+	mi := &file_reports_reports_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +827,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{5}
+	return file_reports_reports_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Target) GetShard() string {
@@ -439,16 +869,19 @@ var File_reports_reports_proto protoreflect.FileDescriptor
 
 const file_reports_reports_proto_rawDesc = "" +
 	"\n" +
-	"\x15reports/reports.proto\x12\x11cachemesh.reports\"\xc5\x01\n" +
+	"\x15reports/reports.proto\x12\x11cachemesh.reports\"\xa9\x02\n" +
 	"\x06Report\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.cachemesh.reports.AgentR\x05agent\x12\x18\n" +
 	"\aleaving\x18\x02 \x01(\bR\aleaving\x126\n" +
 	"\bverdicts\x18\x03 \x03(\v2\x1a.cachemesh.reports.VerdictR\bverdicts\x129\n" +
-	"\tendpoints\x18\x04 \x03(\v2\x1b.cachemesh.reports.EndpointR\tendpoints\"M\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x1b.cachemesh.reports.EndpointR\tendpoints\x12-\n" +
+	"\x05pairs\x18\x05 \x03(\v2\x17.cachemesh.reports.PairR\x05pairs\x123\n" +
+	"\anotices\x18\x06 \x03(\v2\x19.cachemesh.reports.NoticeR\anotices\"a\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"\x96\x01\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x12\n" +
+	"\x04link\x18\x04 \x01(\tR\x04link\"\x96\x01\n" +
 	"\aVerdict\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -458,13 +891,48 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\x05error\x18\x06 \x01(\tR\x05error\":\n" +
 	"\bEndpoint\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xa4\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x9b\x02\n" +
+	"\x04Pair\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x16\n" +
+	"\x06paused\x18\x05 \x01(\bR\x06paused\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\tR\x06cursor\x12\x15\n" +
+	"\x06lag_us\x18\b \x01(\x04R\x05lagUs\x12\x18\n" +
+	"\abacklog\x18\t \x01(\x04R\abacklog\x120\n" +
+	"\x06fences\x18\n" +
+	" \x03(\v2\x18.cachemesh.reports.FenceR\x06fences\x12\x12\n" +
+	"\x04keys\x18\v \x01(\x04R\x04keys\"r\n" +
+	"\x05Fence\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1b\n" +
+	"\x06prefix\x18\x03 \x01(\fH\x00R\x06prefix\x88\x01\x01\x12\x19\n" +
+	"\bsince_ms\x18\x04 \x01(\x03R\asinceMsB\t\n" +
+	"\a_prefix\"\xd2\x01\n" +
+	"\x06Notice\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05fence\x18\x02 \x01(\bR\x05fence\x12\x17\n" +
+	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12\x14\n" +
+	"\x05shard\x18\x04 \x01(\tR\x05shard\x12\x16\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
+	"\x04keys\x18\b \x01(\x04R\x04keys\x12\x19\n" +
+	"\bafter_ms\x18\t \x01(\x04R\aafterMs\"\xd7\x01\n" +
 	"\fInstructions\x123\n" +
 	"\atargets\x18\x01 \x03(\v2\x19.cachemesh.reports.TargetR\atargets\x12\x1f\n" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\x12\"\n" +
 	"\rdown_after_ms\x18\x03 \x01(\rR\vdownAfterMs\x12\x1a\n" +
-	"\btopology\x18\x04 \x01(\fR\btopology\"}\n" +
+	"\btopology\x18\x04 \x01(\fR\btopology\x121\n" +
+	"\x06follow\x18\x05 \x01(\v2\x19.cachemesh.reports.FollowR\x06follow\"=\n" +
+	"\x06Follow\x123\n" +
+	"\x06shards\x18\x01 \x03(\v2\x1b.cachemesh.reports.FollowedR\x06shards\"6\n" +
+	"\bFollowed\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
+	"\x05known\x18\x02 \x01(\bR\x05known\"}\n" +
 	"\x06Target\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -486,27 +954,37 @@ func file_reports_reports_proto_rawDescGZIP() []byte {
 	return file_reports_reports_proto_rawDescData
 }
 
-var file_reports_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_reports_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_reports_reports_proto_goTypes = []any{
 	(*Report)(nil),       // 0: cachemesh.reports.Report
 	(*Agent)(nil),        // 1: cachemesh.reports.Agent
 	(*Verdict)(nil),      // 2: cachemesh.reports.Verdict
 	(*Endpoint)(nil),     // 3: cachemesh.reports.Endpoint
-	(*Instructions)(nil), // 4: cachemesh.reports.Instructions
-	(*Target)(nil),       // 5: cachemesh.reports.Target
+	(*Pair)(nil),         // 4: cachemesh.reports.Pair
+	(*Fence)(nil),        // 5: cachemesh.reports.Fence
+	(*Notice)(nil),       // 6: cachemesh.reports.Notice
+	(*Instructions)(nil), // 7: cachemesh.reports.Instructions
+	(*Follow)(nil),       // 8: cachemesh.reports.Follow
+	(*Followed)(nil),     // 9: cachemesh.reports.Followed
+	(*Target)(nil),       // 10: cachemesh.reports.Target
 }
 var file_reports_reports_proto_depIdxs = []int32{
-	1, // 0: cachemesh.reports.Report.agent:type_name -> cachemesh.reports.Agent
-	2, // 1: cachemesh.reports.Report.verdicts:type_name -> cachemesh.reports.Verdict
-	3, // 2: cachemesh.reports.Report.endpoints:type_name -> cachemesh.reports.Endpoint
-	5, // 3: cachemesh.reports.Instructions.targets:type_name -> cachemesh.reports.Target
-	0, // 4: cachemesh.reports.Reports.Connect:input_type -> cachemesh.reports.Report
-	4, // 5: cachemesh.reports.Reports.Connect:output_type -> cachemesh.reports.Instructions
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	1,  // 0: cachemesh.reports.Report.agent:type_name -> cachemesh.reports.Agent
+	2,  // 1: cachemesh.reports.Report.verdicts:type_name -> cachemesh.reports.Verdict
+	3,  // 2: cachemesh.reports.Report.endpoints:type_name -> cachemesh.reports.Endpoint
+	4,  // 3: cachemesh.reports.Report.pairs:type_name -> cachemesh.reports.Pair
+	6,  // 4: cachemesh.reports.Report.notices:type_name -> cachemesh.reports.Notice
+	5,  // 5: cachemesh.reports.Pair.fences:type_name -> cachemesh.reports.Fence
+	10, // 6: cachemesh.reports.Instructions.targets:type_name -> cachemesh.reports.Target
+	8,  // 7: cachemesh.reports.Instructions.follow:type_name -> cachemesh.reports.Follow
+	9,  // 8: cachemesh.reports.Follow.shards:type_name -> cachemesh.reports.Followed
+	0,  // 9: cachemesh.reports.Reports.Connect:input_type -> cachemesh.reports.Report
+	7,  // 10: cachemesh.reports.Reports.Connect:output_type -> cachemesh.reports.Instructions
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_reports_reports_proto_init() }
@@ -514,13 +992,14 @@ func file_reports_reports_proto_init() {
 	if File_reports_reports_proto != nil {
 		return
 	}
+	file_reports_reports_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reports_reports_proto_rawDesc), len(file_reports_reports_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

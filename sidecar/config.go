@@ -35,7 +35,11 @@ type Config struct {
 	// Metrics is IP:port of the agent's HTTP server, which only reads and shows no secret; beyond loopback with Insecure only.
 	Metrics  string
 	Insecure bool
-	Envoy    string // path of the Envoy program
+	// Link is IP:port where agents of other regions connect; "" is nowhere, and then this agent follows no journals either. With a certificate in TLS,
+	// they need one of the same authorities; without, it is plaintext, beyond loopback with Insecure only.
+	Link     string
+	Identity certs.Rule // how a certificate names its sidecar; "" is by SPIFFE id
+	Envoy    string     // path of the Envoy program
 	// Concurrency is the number of Envoy's worker threads; 0 is 1.
 	Concurrency int
 	// DrainTimeout bounds how long a stopping sidecar waits for its clients; 0 is 5 s.
@@ -57,6 +61,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 5 * time.Second
+	}
+	if c.Identity == "" {
+		c.Identity = certs.SPIFFE
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -112,10 +119,32 @@ func (c Config) validate() error {
 	} else if !at.Addr().IsLoopback() && !c.Insecure {
 		return fmt.Errorf("metrics: %q is reachable from other hosts without TLS: listen on 127.0.0.1, or add --insecure on a network that you trust", c.Metrics)
 	}
+	if err := c.validateLink(); err != nil {
+		return err
+	}
 	for _, path := range c.sockets() {
 		if len(path) > maxSocketPath {
 			return fmt.Errorf("the socket path %s has %d bytes and may have %d: use a shorter --dir", path, len(path), maxSocketPath)
 		}
+	}
+	return nil
+}
+
+func (c Config) validateLink() error {
+	if c.Identity != certs.SPIFFE && c.Identity != certs.DNS {
+		return fmt.Errorf("identity %q: want %s or %s", c.Identity, certs.SPIFFE, certs.DNS)
+	}
+	if c.Link == "" {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(c.Link)
+	switch {
+	case err != nil || at.Port() == 0 || at.Addr().IsUnspecified():
+		return fmt.Errorf("link: %q is not an IP:port at which other regions reach this host: use such as 10.0.0.7:7946", c.Link)
+	case c.TLS.Cert != "" && c.TLS.CA == "":
+		return errors.New("link: a certificate without the authority of those of other regions: name it with --tls-ca")
+	case !at.Addr().IsLoopback() && c.TLS.Cert == "" && !c.Insecure:
+		return fmt.Errorf("link: %q is reachable from other hosts without TLS: add --tls-ca, --tls-cert and --tls-key, or --insecure on a network that you trust", c.Link)
 	}
 	return nil
 }

@@ -22,6 +22,8 @@ const (
 	// How often verdicts are repeated, which tells a control plane that they still hold.
 	repeatVerdicts     = time.Second
 	repeatVerdictsDown = 250 * time.Millisecond
+	// repeatPairs is how often who follows journals says how they fare. Who says nothing for long is replaced.
+	repeatPairs = 500 * time.Millisecond
 	// keepTargets is how long a control plane that restarts finds that its targets were probed meanwhile.
 	keepTargets = 10 * time.Second
 	// retryRefused is for control planes that will not change their mind soon, such as those of an older version.
@@ -41,6 +43,7 @@ type reporting struct {
 	endpoints func() map[string]string // what Envoy has acknowledged, address by shard; never changed once returned
 	witness   *witness
 	topology  *topologies
+	link      *link
 	keep      time.Duration // targets after a stream's end
 	log       *slog.Logger
 
@@ -60,10 +63,10 @@ type reportStream struct {
 	problem   string // why it is not connected, or why instructions are not followed
 }
 
-func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies) *reporting {
+func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies, l *link) *reporting {
 	return &reporting{
-		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
+		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version, Link: c.Link},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -175,16 +178,19 @@ func (r *reporting) stream(ctx, alive context.Context, s *reportStream) error {
 	go func() { received <- r.receive(s, stream) }()
 
 	report, told := &reports.Report{Agent: r.agent}, map[string]string{}
+	var noticed uint64
 	repeat := time.NewTimer(0)
 	defer repeat.Stop()
 	for {
 		var down, more int
 		report.Verdicts, down = r.witness.verdicts(s.asker)
 		report.Endpoints, more = changes(told, r.endpoints())
+		report.Pairs = r.link.pairs()
+		report.Notices, noticed = r.link.notices(noticed)
 		if stream.Send(report) != nil {
 			return <-received // which says why
 		}
-		sent := time.Now()
+		sent, follows := time.Now(), len(report.Pairs) > 0
 		report = new(reports.Report)
 		if more > 0 {
 			continue
@@ -192,6 +198,8 @@ func (r *reporting) stream(ctx, alive context.Context, s *reportStream) error {
 		switch {
 		case down > 0:
 			repeat.Reset(repeatVerdictsDown)
+		case follows:
+			repeat.Reset(repeatPairs)
 		case r.witness.targets(s.asker) > 0:
 			repeat.Reset(repeatVerdicts)
 		default:
@@ -222,6 +230,7 @@ func (r *reporting) receive(s *reportStream, stream reports.Reports_ConnectClien
 		s.forget.Stop()
 		defer s.forget.Reset(r.keep)
 		defer r.topology.withdraw(s)
+		defer r.link.forget(s)
 		r.set(s, true, "")
 		r.log.Info("reporting to a control plane", "control_plane", s.address)
 	}
@@ -244,6 +253,9 @@ func (r *reporting) follow(s *reportStream, instructions *reports.Instructions) 
 	err := r.witness.ask(s.asker, instructions)
 	if text := instructions.GetTopology(); len(text) > 0 && len(text) <= reports.MaxTopology {
 		err = errors.Join(err, r.topology.offer(s, s.name, text))
+	}
+	if f := instructions.GetFollow(); f != nil && err == nil {
+		r.link.follow(s, f.GetShards())
 	}
 	return err
 }

@@ -54,6 +54,7 @@ type agent struct {
 	standIns   *standIns
 	lanes      *laneSockets
 	carrier    *carrier
+	link       *link
 }
 
 // Run is a sidecar: it returns nil when ctx has ended and Envoy is drained and gone, and an error if the
@@ -88,6 +89,7 @@ func run(ctx context.Context, c Config) error {
 // serve is all of an agent's life, until ctx ends or another has taken its place.
 func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) error {
 	defer a.lanes.close()
+	defer a.link.close() // lanes may need it until they end
 	defer a.carrier.close()
 	defer a.standIns.close()
 	// An Envoy that outlived the agent before may need what is saved already.
@@ -97,6 +99,10 @@ func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) 
 		return fmt.Errorf("metrics: %w: choose another address", err)
 	}
 	defer metrics.Close()
+	links, err := a.link.listen()
+	if err != nil {
+		return err
+	}
 	xds, err := listenXDS(filepath.Join(a.config.Dir, xdsSocket))
 	if err != nil {
 		return err
@@ -118,7 +124,7 @@ func (a *agent) serve(ctx context.Context, held *os.File, before *net.UnixConn) 
 		}
 	}()
 	go a.succeed(running, before)
-	err = a.run(running, metrics, xds)
+	err = a.run(running, metrics, links, xds)
 	handover.Close()
 	if <-asked; next == nil {
 		return err
@@ -158,9 +164,14 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	}
 	topologies := newTopologies(c.Region, r.servedBy, topology, c.Logger)
 	topologies.subscribe(carrier.follow)
+	link := newLink(c, source)
+	topologies.subscribe(link.applier.Update)
+	topologies.subscribe(link.links.Update)
+	carrier.gap = link.gap
 	r.sourced = topologies.choose
-	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies)
+	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies, link)
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
+	link.links.OnNotice(reporting.acknowledged)
 	standIns, err := newStandIns(c.Dir, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("stand-ins: %w", err)
@@ -169,7 +180,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 		standIns.apply(endpoints)
 		lanes.apply(endpoints)
 	}
-	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes, carrier: carrier}, nil
+	return &agent{config: c, supervisor: s, relay: r, reporting: reporting, topologies: topologies, standIns: standIns, lanes: lanes, carrier: carrier, link: link}, nil
 }
 
 // listenXDS listens on a socket that may still be there from an agent that was killed.
@@ -189,7 +200,7 @@ func listenXDS(path string) (net.Listener, error) {
 }
 
 // run ends when ctx does, or when a part fails. Envoy keeps its xDS until it is gone, so everything else ends after it.
-func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
+func (a *agent) run(ctx context.Context, metrics, links, xds net.Listener) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	serving, done := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -218,6 +229,7 @@ func (a *agent) run(ctx context.Context, metrics, xds net.Listener) error {
 	})
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
 	part(func() error { return a.topologies.save(serving, filepath.Join(a.config.Dir, topologyFile)) })
+	part(func() error { return a.link.run(serving, links) })
 	part(func() error { return a.reporting.run(serving) })
 	part(func() error { return a.sweep(serving) })
 	part(func() error { return a.supervisor.watch(serving) })

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/process"
 	"github.com/cachemesh/cachemesh/sidecar"
@@ -71,7 +72,9 @@ control plane answers, the last acknowledged routes serve from --dir.`,
 	f.StringVar(&c.Addresses.SocketRESP3, "redis-resp3-socket", "redis-resp3.sock", "Unix socket for RESP3, relative to --dir; empty for none")
 	f.StringVar(&c.Admin, "admin", "127.0.0.1:9901", "loopback IP:port of Envoy's admin pages")
 	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:9902", "IP:port of metrics and health, which only read: 0.0.0.0:9902 for a Prometheus on another host")
-	f.BoolVar(&c.Insecure, "insecure", false, "allow --metrics beyond loopback, on a network that you trust")
+	f.StringVar(&c.Link, "link", "", "IP:port where agents of other regions tell this region what to invalidate; with it, this agent also tells them (TLS as for control planes)")
+	f.StringVar((*string)(&c.Identity), "identity", string(certs.SPIFFE), "how certificates on the link name their sidecar: spiffe (URI spiffe://cachemesh/REGION/NAME) or dns (a DNS name)")
+	f.BoolVar(&c.Insecure, "insecure", false, "allow --metrics and a plaintext --link beyond loopback, on a network that you trust")
 	f.StringVar(&c.Envoy, "envoy", "", "the Envoy program (default: in the tools folder, or on PATH)")
 	f.IntVar(&c.Concurrency, "concurrency", 1, "Envoy's worker threads; each has connections of its own to every shard")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 0, "how long a stopping sidecar waits for its clients (default 5s)")
