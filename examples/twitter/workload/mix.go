@@ -47,7 +47,7 @@ var ReadHeavy = Mix{
 }
 
 // Races are reads and changes of few profiles, so that a change mostly meets reads that miss it. The measurements say nothing of that.
-var Races = Mix{{Profile, Cluster{KQPS: 1, Alpha: 0.5, Reads: 0.9, Most: 20}}}
+var Races = Mix{{Profile, Cluster{KQPS: 1, Alpha: 0.5, Reads: 0.97, Most: 20}}}
 
 // ParseMix returns the mix called default, read-heavy or races, or, for a cluster's number, timelines alone with that
 // cluster's popularity and operations.
