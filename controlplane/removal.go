@@ -14,6 +14,7 @@ import (
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/regions/journal"
 )
 
@@ -35,6 +36,7 @@ type removal struct {
 	shard   mesh.Shard
 	keys    [][]byte          // these; nil is all that begin with prefix
 	prefix  []byte            // empty is every key
+	marks   []holdoff.Mark    // of those of the keys that have a hold-off
 	entries []journal.Removal // for the shard's journal first; nil is none
 }
 
@@ -85,7 +87,7 @@ func planKeys(t mesh.Topology, i Invalidation) ([]removal, error) {
 	at := map[string]int{} // in all, by shard
 	find := map[string]func([]byte) int{}
 	for _, key := range i.Keys {
-		pool, _, err := t.Route(key)
+		pool, route, err := t.Route(key)
 		if err != nil {
 			return nil, fmt.Errorf("key %q: %w", key, err)
 		}
@@ -107,6 +109,9 @@ func planKeys(t mesh.Topology, i Invalidation) ([]removal, error) {
 			all = append(all, removal{pool: pool, shard: shard})
 		}
 		all[n].keys = append(all[n].keys, key)
+		if d := holdoff.Of(&route); d > 0 {
+			all[n].marks = append(all[n].marks, holdoff.Mark{Key: key, For: d})
+		}
 		if i.Journal && coherent(pool) {
 			all[n].entries = append(all[n].entries, journal.Removal{Op: journal.RemoveKey, Key: key})
 		}
@@ -232,8 +237,10 @@ func (r removal) recognize(ctx context.Context, witness *node.Client) (runID str
 }
 
 func (r removal) unlink(ctx context.Context, client *redis.Client, s *ShardRemoval, show func()) error {
-	for from := 0; from < len(r.keys); from += removeAtOnce {
-		part := r.keys[from:min(from+removeAtOnce, len(r.keys))]
+	if err := hold(ctx, client, holdoff.Note{Removed: r.marks}); err != nil {
+		return err
+	}
+	for part := range slices.Chunk(r.keys, removeAtOnce) {
 		names := make([]string, len(part))
 		for i, k := range part {
 			names[i] = string(k)
@@ -248,6 +255,26 @@ func (r removal) unlink(ctx context.Context, client *redis.Client, s *ShardRemov
 	return nil
 }
 
+// hold makes refills suspect: who fills a key again may have read what was before.
+func hold(ctx context.Context, client *redis.Client, n holdoff.Note) error {
+	if n.Link = true; n.Empty() { // it is of no journal that a lane writes
+		return nil
+	}
+	return client.Do(ctx, n.Args()...).Err()
+}
+
+// holds are those of a sweep's keys.
+func (r removal) holds() (n holdoff.Note) {
+	var longest time.Duration
+	for i := range r.pool.Routes {
+		longest = max(longest, holdoff.Of(&r.pool.Routes[i]))
+	}
+	if longest > 0 {
+		n.Prefixes = []holdoff.Mark{{Key: r.prefix, For: longest}}
+	}
+	return n
+}
+
 // sweep looks at every key. Those that are written meanwhile may stay.
 func (r removal) sweep(ctx context.Context, client *redis.Client, s *ShardRemoval, show func()) error {
 	total, err := client.DBSize(ctx).Result()
@@ -255,6 +282,9 @@ func (r removal) sweep(ctx context.Context, client *redis.Client, s *ShardRemova
 		return err
 	}
 	s.Of = uint64(total)
+	if err := hold(ctx, client, r.holds()); err != nil {
+		return err
+	}
 	pattern := ""
 	if len(r.prefix) > 0 {
 		pattern = globEscape.Replace(string(r.prefix)) + "*"
@@ -287,7 +317,7 @@ func (r removal) sweep(ctx context.Context, client *redis.Client, s *ShardRemova
 		}
 	}
 	s.Seen = s.Of
-	return nil
+	return hold(ctx, client, r.holds())
 }
 
 // globEscape makes of a text the pattern that fits it alone.

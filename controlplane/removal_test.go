@@ -27,7 +27,7 @@ func twoPools(addresses ...string) mesh.Topology {
 	}
 	hashing := mesh.Hashing{Algorithm: "ring_hash", Size: 1024}
 	return mesh.Topology{Region: "here", Pools: []mesh.Pool{
-		{Name: "users", Hashing: hashing, Routes: []mesh.Route{{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill}, {Prefix: "user:log:"}},
+		{Name: "users", Hashing: hashing, Routes: []mesh.Route{{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill, HoldOff: time.Minute}, {Prefix: "user:log:"}},
 			Shards: []mesh.Shard{shard("users-0", addresses[0]), shard("users-1", addresses[1])}},
 		{Name: "rest", Hashing: hashing, Routes: []mesh.Route{{Prefix: ""}, {Prefix: "u"}}, Shards: []mesh.Shard{shard("rest-0", addresses[2])}},
 	}}
@@ -209,6 +209,16 @@ func TestKeysAreRemovedAndJournaled(t *testing.T) {
 		t.Errorf("the journal says %+v at %s, %v; the answer %+v", removals, last.ID, err, first)
 	}
 
+	held := func(shard int, key string) []string {
+		return r.clients[shard].ZRange(t.Context(), mesh.ReservedPrefix+key, 0, -1).Val()
+	}
+	if got := held(0, "held"); !slices.Contains(got, "user:1") {
+		t.Errorf("%q are held, want user:1 among them", got)
+	}
+	if got := held(2, "held"); len(got) > 0 {
+		t.Errorf("%q of a route without a hold-off are held", got)
+	}
+
 	// A pattern's characters are only themselves, and what is ours stays.
 	fill(0, "u*er:1", "user:5", "c1")
 	if answers = r.ask(t, Invalidation{Prefix: []byte("u*"), Pool: "users"}); answers["users-0"].Removed != 1 || answers["users-0"].Journal != "" {
@@ -231,6 +241,9 @@ func TestKeysAreRemovedAndJournaled(t *testing.T) {
 	answers = r.ask(t, Invalidation{Everything: true, Pool: "users", Journal: true})
 	if len(left(0))+len(left(1)) > 0 || len(answers) != 2 || answers["users-0"].Journal == "" || answers["users-1"].Journal == "" {
 		t.Errorf("everything leaves %q and %q: %+v", left(0), left(1), answers)
+	}
+	if got := held(1, "held:prefixes"); !slices.Contains(got, "user:many:") || !slices.Contains(got, "") {
+		t.Errorf("the prefixes %q are held, want user:many: and everything", got)
 	}
 	if epoch := r.clients[0].Get(t.Context(), node.EpochKey).Val(); epoch != "3" {
 		t.Errorf("the epoch is %q after that", epoch)
