@@ -32,6 +32,10 @@ func TestANewPrimaryKeepsNothingThatWasOverwritten(t *testing.T) {
 	c.want("OK", "SET", "local", "after")
 	old.Kill()
 	f.Update(View{Address: addressOf(second), Epoch: 2, Routes: routes})
+	wait(t, "old values are gone, though nobody writes", func() bool {
+		n, err := second.Exists(ctx, "u:1", "r:set", "r:del").Result()
+		return err == nil && n == 0
+	})
 	c.want("OK", "SET", "u:2", "x")
 	for k, want := range map[string]int64{"u:1": 0, "r:set": 0, "r:del": 0, "local": 1, "u:2": 1} {
 		if n, err := second.Exists(ctx, k).Result(); err != nil || n != want {

@@ -137,6 +137,19 @@ func (s *Server) Update(v View) {
 	s.policy.Store(newPolicy(v))
 	before := s.target.Swap(&target{View: v, changed: make(chan struct{})})
 	close(before.changed)
+	s.wake()
+}
+
+// wake has the executors keep the house.
+func (s *Server) wake() {
+	for _, e := range s.executors {
+		if e.tail.size() > 0 {
+			e.mu.Lock()
+			e.tick = true
+			e.work.Signal()
+			e.mu.Unlock()
+		}
+	}
 }
 
 // Serve accepts connections until the listener or the Server is closed.

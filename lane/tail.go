@@ -98,12 +98,20 @@ func (t *tail) lost() (everywhere, here [][]byte, forgot bool) {
 	return everywhere, here, t.forgot > 0
 }
 
-// keepHouse looks which of the tail's keys the replicas have by now.
+// houseWithin bounds how long writes wait because a primary is looked for without one.
+const houseWithin = 50 * time.Millisecond
+
+// keepHouse brings what is remembered to a new primary, and looks which of the tail's keys the replicas have by now.
 func (e *executor) keepHouse() {
-	if e.up == nil || e.tail.size() == 0 {
+	if e.tail.size() == 0 || e.s.target.Load().StandIn != "" {
 		return
 	}
-	v, err := e.ask(e.up, appendCommand(nil, "INFO", "replication"), 1)
+	// A new primary must not keep old values until somebody writes.
+	up, err := e.connect(time.Now().Add(houseWithin))
+	if err != nil {
+		return // the next tick tries again
+	}
+	v, err := e.ask(up, appendCommand(nil, "INFO", "replication"), 1)
 	if err != nil {
 		e.disconnect()
 		return
