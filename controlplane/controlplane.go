@@ -67,6 +67,7 @@ type ControlPlane struct {
 	prober  *prober
 	manager *manager
 	agents  *agents
+	links   *links
 	health  *health
 	events  *eventLog
 	base    *mesh.Topology // the membership's last; loop's own
@@ -128,6 +129,9 @@ func Run(ctx context.Context, config Config) error {
 	observe := config.State == "" && read.mesh.Membership.Consul == nil
 	c.manager = newManager(config, keeps, observe)
 	c.agents = newAgents(config.Region, c.authorise(), c.manager, config.Logger)
+	c.links = c.agents.links
+	c.links.follow, c.links.note = c.agents.Follow, c.manager.note
+	c.manager.failedOver = c.links.failover
 	c.manager.agents, c.manager.health = c.agents, c.health
 	c.manager.changed = func() { signal(c.changed) }
 	c.manager.record = func(all []shards.Event) { c.events.append(all) }
@@ -155,6 +159,7 @@ func Run(ctx context.Context, config Config) error {
 	updates := make(chan update)
 	group.Go(func() error { return nodes.watch(ctx, updates) })
 	group.Go(func() error { return loop(ctx, updates, c.changed, c.apply, c.publish, c.xds.Tick) })
+	group.Go(func() error { return c.links.run(ctx) })
 	group.Go(func() error { return c.prober.run(ctx) })
 	group.Go(func() error { return c.health.run(ctx, c.probed) })
 	// Nobody else may lead before the last action has ended.
@@ -250,6 +255,7 @@ func (c *ControlPlane) publish() {
 			resources, err := envoy.Build(topology)
 			if err == nil {
 				next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
+				c.links.update(topology)
 				c.agents.Publish(topology)
 				c.xds.Set(resources)
 				signal(c.prober.wake) // what status shows of the nodes is old now

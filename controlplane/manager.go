@@ -34,9 +34,11 @@ type manager struct {
 	record  func([]shards.Event)
 	// accepted is called when an operator has accepted a loss; changed, when the state is another. They must not block.
 	accepted, changed func()
-	log               *slog.Logger
-	wake              chan struct{}
-	last              uint64 // sequence of the last event that was told; run's own
+	// failedOver is told of shards whose primary was lost.
+	failedOver func(shard string, epoch uint64)
+	log        *slog.Logger
+	wake       chan struct{}
+	last       uint64 // sequence of the last event that was told; run's own
 
 	mu       sync.Mutex // guards what follows, shards.Manager among it
 	machine  *shards.Manager
@@ -56,7 +58,7 @@ type actor struct {
 }
 
 func newManager(config Config, s store, observe bool) *manager {
-	return &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, record: func([]shards.Event) {},
+	return &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, failedOver: func(string, uint64) {}, record: func([]shards.Event) {},
 		machine:  shards.New(shards.Config{Region: config.Region, Name: config.advertised(), DownAfter: mesh.DefaultDownAfter, MaxLoss: mesh.DefaultMaxLoss / 100.0}),
 		accesses: map[string]*mesh.RedisAccess{}, clients: map[string]actor{}, pools: map[string]mesh.Pool{}, answers: map[uint64]chan shards.Answer{}}
 }
@@ -221,12 +223,31 @@ func (m *manager) tell() {
 	m.changed()
 	m.record(state.Events)
 	for _, e := range state.Events {
-		if e.Kind == shards.Accepted && m.last > 0 && e.ID > m.last {
+		if m.last == 0 || e.ID <= m.last {
+			continue
+		}
+		switch e.Kind {
+		case shards.Accepted:
 			m.accepted()
+		case shards.Failover, shards.Recovery, shards.Follow, shards.Raised:
+			m.failedOver(e.Shard, e.Epoch)
 		}
 	}
 	m.last = state.Sequence
 	m.look()
+}
+
+// note has an event written that agents tell of, if this control plane leads. Agents tell of each again when a control plane begins anew.
+func (m *manager) note(e shards.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state, _ := m.machine.State()
+	if !slices.ContainsFunc(state.Events, func(o shards.Event) bool {
+		return o.Kind == e.Kind && o.Shard == e.Shard && o.To == e.To && o.From == e.From && !e.Time.IsZero() && o.Time.Equal(e.Time)
+	}) {
+		m.machine.Note(time.Now(), e)
+	}
+	signal(m.wake)
 }
 
 // do acts on a node, if this control plane still may.

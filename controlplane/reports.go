@@ -65,6 +65,9 @@ type agents struct {
 	targets             map[string][]*reports.Target // by agent
 	interval, downAfter time.Duration                // 0 before the first Instruct
 	topology            []byte                       // JSON; nil while no agent needs it. It is not changed
+	follows             map[string]*reports.Follow   // by agent; nil before the first Follow
+
+	links *links // is told how journals fare
 }
 
 // agentStream is one stream of one agent.
@@ -80,7 +83,7 @@ type agentStream struct {
 }
 
 func newAgents(region string, authorise func(*x509.Certificate, string, string) error, l listener, log *slog.Logger) *agents {
-	return &agents{region: region, authorise: authorise, listener: l, log: log,
+	return &agents{region: region, authorise: authorise, listener: l, log: log, links: newLinks(region, log),
 		streams: map[string]*agentStream{}, targets: map[string][]*reports.Target{}}
 }
 
@@ -147,6 +150,20 @@ func (a *agents) Publish(t mesh.Topology) {
 	}
 }
 
+// Follow says whose journals each agent is to follow. One that is not named follows none.
+func (a *agents) Follow(all map[string]*reports.Follow) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, some := range []map[string]*reports.Follow{a.follows, all} {
+		for agent := range some {
+			if s := a.streams[agent]; s != nil && !proto.Equal(a.follows[agent], all[agent]) {
+				s.notify()
+			}
+		}
+	}
+	a.follows = all
+}
+
 func (s *agentStream) notify() {
 	select {
 	case s.wake <- struct{}{}:
@@ -191,17 +208,21 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 		return err
 	}
 	s := &agentStream{agent: agent, wake: make(chan struct{}, 1), end: make(chan error, 1), down: map[string]string{}}
-	a.begin(s)
+	a.begin(s, first.GetAgent().GetLink())
 	// It tells the agent that its reports are taken. With an error, receive ends too and says why.
 	_ = stream.SendHeader(metadata.MD{})
 	received := make(chan error, 1)
 	go func() { received <- a.receive(s, stream, first) }()
-	var told []byte // the topology, on this stream
+	var told []byte              // the topology, on this stream
+	var followed *reports.Follow // likewise
 	for {
 		select {
 		case <-s.wake:
 			a.mu.Lock()
-			instructions, topology := s.wanted, a.topology
+			instructions, topology, follow := s.wanted, a.topology, a.follows[s.agent]
+			if follow == nil && a.follows != nil {
+				follow = &reports.Follow{}
+			}
 			a.mu.Unlock()
 			if instructions == nil {
 				continue
@@ -210,6 +231,11 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 				told = topology
 				instructions = proto.CloneOf(instructions)
 				instructions.Topology = topology
+			}
+			if follow != nil && (followed == nil || !proto.Equal(followed, follow)) {
+				followed = follow
+				instructions = proto.CloneOf(instructions)
+				instructions.Follow = follow
 			}
 			_ = stream.Send(instructions)
 		case err := <-received:
@@ -241,7 +267,7 @@ func (a *agents) identify(ctx context.Context, first *reports.Report) (string, e
 }
 
 // begin makes s the stream of its agent. Nothing is told of s before all is told of the one before.
-func (a *agents) begin(s *agentStream) {
+func (a *agents) begin(s *agentStream, link string) {
 	s.speaking.Lock()
 	defer s.speaking.Unlock()
 	a.mu.Lock()
@@ -256,22 +282,30 @@ func (a *agents) begin(s *agentStream) {
 		before.end <- status.Errorf(codes.Aborted, "another stream of agent %q took its place: is the name unique in its region?", s.agent)
 	}
 	a.listener.AgentSeen(s.agent)
+	a.links.seen(s.agent, link)
 }
 
 // receive takes reports until the stream ends, and returns how.
 func (a *agents) receive(s *agentStream, stream reports.Reports_ConnectServer, report *reports.Report) error {
+	lost := func(agent string) {
+		a.links.gone(agent, true)
+		a.listener.AgentLost(agent)
+	}
 	for {
 		if report.GetLeaving() {
-			a.finish(s, a.listener.AgentLeft)
+			a.finish(s, func(agent string) {
+				a.links.gone(agent, false)
+				a.listener.AgentLeft(agent)
+			})
 			return nil
 		}
 		if err := a.take(s, report); err != nil {
-			a.finish(s, a.listener.AgentLost)
+			a.finish(s, lost)
 			return err
 		}
 		var err error
 		if report, err = stream.Recv(); err != nil {
-			a.finish(s, a.listener.AgentLost)
+			a.finish(s, lost)
 			return err
 		}
 	}
@@ -297,6 +331,7 @@ func (a *agents) take(s *agentStream, report *reports.Report) error {
 		return nil
 	}
 	a.logVerdicts(s, report.GetVerdicts())
+	a.links.heard(s.agent, report.GetPairs(), report.GetNotices())
 	a.listener.Verdicts(s.agent, verdicts)
 	if len(endpoints) > 0 {
 		a.listener.Acknowledged(s.agent, endpoints)

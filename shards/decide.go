@@ -95,6 +95,17 @@ func (d *deciding) event(e Event) {
 	}
 }
 
+// Note has an event that others have seen written with the next state, if this manager leads.
+func (m *Manager) Note(now time.Time, e Event) {
+	if !m.Leading(now) {
+		return
+	}
+	if e.Time.IsZero() {
+		e.Time = m.config.Wall(now)
+	}
+	m.queued = append(m.queued, e)
+}
+
 // queue keeps an event until the next decision.
 func (m *Manager) queue(now time.Time, e Event) {
 	e.Time = m.config.Wall(now)

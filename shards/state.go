@@ -71,11 +71,13 @@ const (
 	Thawed       Kind = "thawed"
 	Accepted     Kind = "accepted"
 	Leader       Kind = "leader"
+	Gap          Kind = "gap"   // a shard's journal lacks something that another region should know
+	Fence        Kind = "fence" // a region has removed all that a gap, or an operator, was about
 )
 
 // Kinds are all of them.
 var Kinds = []Kind{Bootstrap, Failover, Switch, Follow, StandIn, Raised, Recovery,
-	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader}
+	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader, Gap, Fence}
 
 // Phase is how far a change is.
 type Phase string
