@@ -80,6 +80,8 @@ type load struct {
 	conns  []connection
 	events [128]unix.EpollEvent
 	buffer []byte
+	// latency takes the nanoseconds of a closed loop's batches; nil is nobody.
+	latency *hdrhistogram.Histogram
 }
 
 type connection struct {
@@ -87,7 +89,7 @@ type connection struct {
 	batch    int       // index of the batch under way, or of the next one
 	received int       // bytes of its reply
 	busy     bool      // a batch is under way
-	intended time.Time // open loop: when that batch, or the next one, is due
+	intended time.Time // open loop: when that batch, or the next one, is due; closed loop with latency: when it was sent
 }
 
 // openLoad connects count times, to the endpoints in turn.
@@ -180,6 +182,13 @@ func (l *load) closedLoop(d time.Duration) (operations int, err error) {
 			}
 			if done {
 				operations += l.work.pipeline
+				if l.latency != nil {
+					now := time.Now()
+					if !c.intended.IsZero() {
+						l.latency.RecordValue(now.Sub(c.intended).Nanoseconds()) // fails beyond its range, where a loop is given up
+					}
+					c.intended = now
+				}
 				if err := l.send(c); err != nil {
 					return 0, err
 				}
