@@ -12,8 +12,13 @@ import (
 	"github.com/cachemesh/cachemesh/process"
 )
 
-// BenchmarkWrite measures Redis's own time of a SET in batches, with and without a look whether the keys are held.
-func BenchmarkWrite(b *testing.B) {
+// cost is a Redis whose own time is measured.
+type cost struct {
+	*redis.Client
+	b *testing.B
+}
+
+func startCost(b *testing.B) cost {
 	ports, err := process.FreePorts(1)
 	if err != nil {
 		b.Fatal(err)
@@ -23,24 +28,64 @@ func BenchmarkWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer p.Stop(5 * time.Second)
+	b.Cleanup(func() { p.Stop(5 * time.Second) })
 	c := redis.NewClient(&redis.Options{Addr: r.Address(), ReadTimeout: time.Minute})
-	defer c.Close()
-	ctx := context.Background()
-	if err := c.ScriptLoad(ctx, noteScript.text).Err(); err != nil {
+	b.Cleanup(func() { c.Close() })
+	if err := c.ScriptLoad(context.Background(), noteScript.text).Err(); err != nil {
 		b.Fatal(err)
 	}
-	cpu := func() (ns float64) {
-		info := c.InfoMap(ctx, "cpu").Val()["CPU"]
-		for _, name := range []string{"used_cpu_user_main_thread", "used_cpu_sys_main_thread"} {
-			s, err := strconv.ParseFloat(info[name], 64)
-			if err != nil {
-				b.Fatal(name, err)
-			}
-			ns += s * 1e9
+	return cost{c, b}
+}
+
+// cpu is how long it has worked.
+func (c cost) cpu() (ns float64) {
+	info := c.InfoMap(context.Background(), "cpu").Val()["CPU"]
+	for _, name := range []string{"used_cpu_user_main_thread", "used_cpu_sys_main_thread"} {
+		s, err := strconv.ParseFloat(info[name], 64)
+		if err != nil {
+			c.b.Fatal(name, err)
 		}
-		return ns
+		ns += s * 1e9
 	}
+	return ns
+}
+
+// BenchmarkDelete measures a DEL in batches, with and without a mark for each.
+func BenchmarkDelete(b *testing.B) {
+	c, ctx := startCost(b), context.Background()
+	for _, size := range []int{1, 16, 256} {
+		for _, how := range []string{"bare", "note"} {
+			b.Run(fmt.Sprintf("batch=%d/%s", size, how), func(b *testing.B) {
+				c.FlushAll(ctx)
+				before, n := c.cpu(), 0
+				for b.Loop() {
+					pipe := c.Pipeline()
+					var note Note
+					for range size {
+						n++
+						note.Removed = append(note.Removed, Mark{fmt.Appendf(nil, "user:%d", n%50_000), time.Minute})
+					}
+					for _, m := range note.Removed {
+						pipe.Do(ctx, "DEL", m.Key)
+					}
+					if how == "note" {
+						args := note.Args()
+						args[0], args[1] = "EVALSHA", noteScript.sha
+						pipe.Do(ctx, args...)
+					}
+					if _, err := pipe.Exec(ctx); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric((c.cpu()-before)/float64(n), "redis-ns/write")
+			})
+		}
+	}
+}
+
+// BenchmarkWrite measures Redis's own time of a SET in batches, with and without a look whether the keys are held.
+func BenchmarkWrite(b *testing.B) {
+	c, ctx := startCost(b), context.Background()
 	for _, marks := range []int{0, 10_000} {
 		for _, size := range []int{1, 16, 256} {
 			var note Note
@@ -63,7 +108,7 @@ func BenchmarkWrite(b *testing.B) {
 					if marks > 0 {
 						c.Do(ctx, held.Args()...)
 					}
-					before := cpu()
+					before := c.cpu()
 					for b.Loop() {
 						pipe := c.Pipeline()
 						for _, k := range note.Written {
@@ -76,7 +121,7 @@ func BenchmarkWrite(b *testing.B) {
 							b.Fatal(err)
 						}
 					}
-					b.ReportMetric((cpu()-before)/float64(b.N*size), "redis-ns/write")
+					b.ReportMetric((c.cpu()-before)/float64(b.N*size), "redis-ns/write")
 				})
 			}
 		}

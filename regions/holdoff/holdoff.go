@@ -12,7 +12,7 @@
 //	                           .0   removed at home, not written since
 //	                           .25  removed for another region, or by prefix: it is removed once more
 //	                           .5   removed at home and written since: it is removed once more, here and in other regions
-//	                           .75  the hold-off is over, and somebody is about to tell other regions
+//	                           .75  the hold-off is over, and since then somebody is about to tell other regions
 //	cachemesh:held:prefixes  sorted set: PREFIX → when the hold-off of all keys that begin so ends
 //
 // They are part of the shard's data: replicas have them, and restarts of agents change nothing. There are at most MaxMarks keys; beyond, all
@@ -100,16 +100,21 @@ func (n *Note) Append(b []byte, whole bool) []byte {
 	b = appendInt(appendInt(appendInt(b, state), marks), prefixes)
 	for _, m := range n.Removed {
 		if len(m.Key) <= maxKey {
-			b = m.append(b, m.Key)
+			b = appendBulk(b, m.Key)
+		}
+	}
+	for _, m := range n.Removed {
+		if len(m.Key) <= maxKey {
+			b = appendInt(b, m.milliseconds())
 		}
 	}
 	for _, m := range n.Removed {
 		if len(m.Key) > maxKey {
-			b = m.append(b, m.Key[:maxKey])
+			b = m.appendPrefix(b)
 		}
 	}
 	for _, m := range n.Prefixes {
-		b = m.append(b, m.Key[:min(len(m.Key), maxKey)])
+		b = m.appendPrefix(b)
 	}
 	for _, k := range n.Written {
 		b = appendBulk(b, k)
@@ -117,8 +122,10 @@ func (n *Note) Append(b []byte, whole bool) []byte {
 	return b
 }
 
-func (m Mark) append(b, key []byte) []byte {
-	return appendBulk(appendInt(b, int(min(m.For, Longest).Milliseconds())), key)
+func (m Mark) milliseconds() int { return int(min(m.For, Longest).Milliseconds()) }
+
+func (m Mark) appendPrefix(b []byte) []byte {
+	return appendInt(appendBulk(b, m.Key[:min(len(m.Key), maxKey)]), m.milliseconds())
 }
 
 // Args is the command for a Redis client, with the script.
@@ -127,22 +134,20 @@ func (n *Note) Args() []any {
 	if n.Link {
 		state = 1
 	}
-	var marks, wide []any
-	add := func(m Mark, prefix bool) {
-		into := &marks
-		if prefix || len(m.Key) > maxKey {
-			into = &wide
-		}
-		*into = append(*into, min(m.For, Longest).Milliseconds(), m.Key[:min(len(m.Key), maxKey)])
-	}
+	var marks, milliseconds, wide []any
+	prefix := func(m Mark) { wide = append(wide, m.Key[:min(len(m.Key), maxKey)], m.milliseconds()) }
 	for _, m := range n.Removed {
-		add(m, false)
+		if len(m.Key) > maxKey {
+			prefix(m)
+			continue
+		}
+		marks, milliseconds = append(marks, m.Key), append(milliseconds, m.milliseconds())
 	}
 	for _, m := range n.Prefixes {
-		add(m, true)
+		prefix(m)
 	}
-	args := []any{"EVAL", noteScript.text, 2, heldKey, prefixesKey, state, len(marks) / 2, len(wide) / 2}
-	args = append(append(args, marks...), wide...)
+	args := []any{"EVAL", noteScript.text, 2, heldKey, prefixesKey, state, len(marks), len(wide) / 2}
+	args = append(append(append(args, marks...), milliseconds...), wide...)
 	for _, k := range n.Written {
 		args = append(args, k)
 	}

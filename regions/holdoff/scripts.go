@@ -5,8 +5,8 @@ import "fmt"
 // Small as what they write is, it must not be lost on a node whose memory is full.
 const allowOOM = "#!lua flags=allow-oom\n"
 
-// noteScript takes the state of the marks, the counts of marks and prefixes, the milliseconds and the key of each, and written keys. A mark
-// never ends sooner than the one before, unless that one is over. It calls little while nothing is held.
+// noteScript takes the state of the marks, the counts of marks and prefixes, the keys of the marks, their milliseconds, the prefixes with
+// theirs, and written keys. A mark never ends sooner than the one before. It calls little while nothing is held.
 var noteScript = newScript(allowOOM + `
 local held, prefixes = KEYS[1], KEYS[2]
 local state, marks, wide, at = ARGV[1] / 4, tonumber(ARGV[2]), tonumber(ARGV[3]), 4
@@ -28,22 +28,36 @@ local function widen(till, prefix)
   if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
   redis.call('ZADD', prefixes, 'GT', till, prefix)
 end
-if marks > 0 then redis.call('ZREMRANGEBYSCORE', held, '-inf', clock() - 60000) end
-for i = 1, marks do
-  local till, key = clock() + ARGV[at], ARGV[at + 1]
-  local old = tonumber(redis.call('ZSCORE', held, key) or 0)
-  if old % 1 == 0.75 then
-    redis.call('ZADD', held, till + state, key)
-  elseif old > 0 or not full() then
-    local new = redis.call('ZADD', held, 'GT', till + state, key)
-    if room then room = room - new end
-  else
-    widen(till, '')
+if marks > 0 then
+  if full() or room < marks then
+    redis.call('ZREMRANGEBYSCORE', held, '-inf', clock() - 60000)
+    room = nil
+    full()
   end
-  at = at + 2
+  local scores, beyond = {}, 0
+  for from = at, at + marks - 1, 1000 do
+    local to, add, n = math.min(from + 999, at + marks - 1), {}, 0
+    for i = from, to do
+      local key, ms = ARGV[i], ARGV[i + marks]
+      if room >= marks or room > 0 or redis.call('ZSCORE', held, key) then
+        local score = scores[ms]
+        if not score then
+          score = string.format('%.2f', clock() + ms + state)
+          scores[ms] = score
+        end
+        add[n + 1], add[n + 2], n = score, key, n + 2
+        if room < marks then room = room - 1 end
+      else
+        beyond = math.max(beyond, clock() + ms)
+      end
+    end
+    if n > 0 then redis.call('ZADD', held, 'GT', unpack(add)) end
+  end
+  if beyond > 0 then widen(beyond, '') end
+  at, room = at + 2 * marks, nil
 end
 for i = 1, wide do
-  widen(clock() + ARGV[at], ARGV[at + 1])
+  widen(clock() + ARGV[at + 1], ARGV[at])
   at = at + 2
 end
 local suspect, wides = 0, {}
@@ -57,12 +71,11 @@ for from = at, #ARGV, 1000 do
   for i = from, to do
     local key, score = ARGV[i], tonumber(scores[i - from + 1] or 0)
     local till = math.floor(score)
-    if score - till == 0.75 then till = 0 end
     for j = 1, #wides, 2 do
       local ends = tonumber(wides[j + 1])
       if ends > till and string.sub(key, 1, #wides[j]) == wides[j] then
         till = ends
-        if score > 0 and score % 1 < 0.75 or score == 0 and not full() then
+        if score > 0 or not full() then
           local new = redis.call('ZADD', held, 'GT', till + 0.25, key)
           if room then room = room - new end
           score = till + 0.25
@@ -79,27 +92,43 @@ end
 return suspect`)
 
 // dueScript removes what is over, and returns how many that were, and the key and the claim of each that other regions are to remove too.
-// A key that is there though nobody noted that it was written counts as written.
+// A key that is there though nobody noted that it was written counts as written. A claim lies in the past, so that any new mark takes its place.
 var dueScript = newScript(allowOOM + `
 if redis.call('EXISTS', KEYS[1]) == 0 then return {'0'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ` + fmt.Sprintf(`
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d)
-local again = {tostring(#due / 2)}
-local claim = string.format('%%.2f', now + %d.75)
+local again, ended = {'0'}, 0
+local claim = string.format('%%.2f', now + 0.75)
+-- Mostly nothing is there, and nobody need be told.
+local keys, bare = {}, true
+for i = 1, #due, 2 do
+  keys[#keys + 1] = due[i]
+  bare = bare and string.sub(due[i + 1], -2) ~= '.5' and string.sub(due[i + 1], -3) ~= '.75'
+end
+if #keys == 0 then return again end
+if bare and redis.call('EXISTS', unpack(keys)) == 0 then
+  redis.call('ZREM', KEYS[1], unpack(keys))
+  return {tostring(#keys)}
+end
 for i = 1, #due, 2 do
   local key, score = due[i], tonumber(due[i + 1])
   local state = score %% 1 * 4
-  local there = redis.call('UNLINK', key)
-  if state >= 2 or state == 0 and there == 1 then
-    redis.call('ZADD', KEYS[1], 'XX', claim, key)
-    again[#again + 1] = key
-    again[#again + 1] = claim
-  else
-    redis.call('ZREM', KEYS[1], key)
+  -- Who claimed a key a moment ago is about to tell them.
+  if state ~= 3 or score <= now - %d then
+    ended = ended + 1
+    local there = redis.call('UNLINK', key)
+    if state >= 2 or state == 0 and there == 1 then
+      redis.call('ZADD', KEYS[1], 'XX', claim, key)
+      again[#again + 1] = key
+      again[#again + 1] = claim
+    else
+      redis.call('ZREM', KEYS[1], key)
+    end
   end
 end
+again[1] = tostring(ended)
 return again`, DueAtOnce, lease.Milliseconds()))
 
 // doneScript forgets keys unless they were marked since.
