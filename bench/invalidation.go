@@ -140,7 +140,7 @@ func (r *invalidationResult) among(ctx context.Context, s settings, plan invalid
 	defer m.stop()
 	var clients []*redis.Client
 	for _, region := range m.regions {
-		clients = append(clients, failoverClient(region.sidecars[0].redis))
+		clients = append(clients, patientClient(region.sidecars[0].redis))
 	}
 	defer closeClients(clients)
 	var running programs
@@ -219,7 +219,7 @@ func startPubSub(ctx context.Context, running *programs, dir string, caches []*r
 			return nil, err
 		}
 		*running = append(*running, started)
-		p.publish = append(p.publish, failoverClient(server.Address()))
+		p.publish = append(p.publish, patientClient(server.Address()))
 		for away, cache := range caches {
 			if away == home {
 				continue

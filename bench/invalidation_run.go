@@ -19,7 +19,15 @@ const (
 	lookFor = 5 * time.Second
 	// fetched is how many keys are set or read at once.
 	fetched = 500
+	// patient is how long a client waits for an answer, which Envoy gives within half a second.
+	patient = 2 * time.Second
 )
+
+// patientClient tries nothing again.
+func patientClient(address string) *redis.Client {
+	return redis.NewClient(&redis.Options{Addr: address, Protocol: 2, MaxRetries: -1, DisableIdentity: true, PoolSize: 1000,
+		DialTimeout: patient, ReadTimeout: patient, WriteTimeout: patient, PoolTimeout: patient})
+}
 
 // cached puts keys into every region's cache. Nobody invalidates that: it is what a refill does.
 func (v *invalidator) cached(ctx context.Context, name string, n int) ([]string, error) {
@@ -32,13 +40,15 @@ func (v *invalidator) cached(ctx context.Context, name string, n int) ([]string,
 	for region, client := range v.clients {
 		all.Go(func() {
 			for part := range slices.Chunk(keys, fetched) {
-				if _, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
-					for _, key := range part {
-						p.Set(ctx, key, "old", 0)
-					}
-					return nil
-				}); err != nil {
-					errs[region] = fmt.Errorf("fill the cache: %w", err)
+				if errs[region] = eventually(ctx, "fill the cache", func(ctx context.Context) error {
+					_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
+						for _, key := range part {
+							p.Set(ctx, key, "old", 0)
+						}
+						return nil
+					})
+					return err
+				}); errs[region] != nil {
 					return
 				}
 			}
