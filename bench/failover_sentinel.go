@@ -137,7 +137,7 @@ func (s *sentinels) restore(ctx context.Context, n *redisNode, fault string) err
 		}
 	}
 	if fault != "kill" {
-		return n.direct.SlaveOf(ctx, "127.0.0.1", strconv.Itoa(other.redis.Port)).Err()
+		return n.direct.ReplicaOf(ctx, "127.0.0.1", strconv.Itoa(other.redis.Port)).Err()
 	}
 	n.redis.ReplicaOf = other.redis.Port
 	started, err := n.redis.Start(ctx)

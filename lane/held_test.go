@@ -189,7 +189,7 @@ func TestHoldOffsOutliveLanesAndPrimaries(t *testing.T) {
 	}
 	f.Close()
 	primary.Kill()
-	if err := replica.SlaveOf(context.Background(), "NO", "ONE").Err(); err != nil {
+	if err := replica.ReplicaOf(context.Background(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	view.Address, view.Epoch = addressOf(replica), 2
