@@ -39,10 +39,18 @@ const (
 var (
 	regions = []string{"us-east", "eu-west"}
 	pools   = []mesh.PoolSpec{
-		{Name: "timelines", Routes: []mesh.Route{{Prefix: "timeline:"}, {Prefix: "user:"}}},
-		{Name: "content", Routes: []mesh.Route{{Prefix: "tweet:"}, {Prefix: "trend:"}, {Prefix: ""}}},
+		{Name: "timelines", Routes: []mesh.Route{coherent("timeline:"), coherent("user:")}},
+		{Name: "content", Routes: []mesh.Route{coherent("tweet:"), local("trend:"), local("")}},
 	}
 )
+
+// coherent is a route whose keys the other region removes when the application does.
+func coherent(prefix string) mesh.Route {
+	return mesh.Route{Prefix: prefix, Coherence: mesh.Invalidate, Writes: mesh.Refill}
+}
+
+// local is a route that other regions hear nothing of.
+func local(prefix string) mesh.Route { return mesh.Route{Prefix: prefix} }
 
 // layout says where each process listens and keeps its files. It is computed, not discovered, so that the ports are
 // those that the documentation names.
@@ -63,6 +71,7 @@ type regionLayout struct {
 type sidecarLayout struct {
 	name, dir                         string
 	redis, resp3, admin, metrics, app string
+	link                              string
 }
 
 type nodeLayout struct {
@@ -71,7 +80,7 @@ type nodeLayout struct {
 }
 
 func newLayout(o Options) layout {
-	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Pools: poolsWith(o)}}
+	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Transactions: mesh.TransactionsLanes, Pools: poolsWith(o)}}
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port+o.PortOffset) }
 	node := 7001 + o.PortOffset
 	sidecar := 0
@@ -82,11 +91,14 @@ func newLayout(o Options) layout {
 			s.dir = filepath.Join(o.Dir, s.name)
 			s.redis, s.resp3 = address(6380+2*sidecar), address(6381+2*sidecar)
 			s.admin, s.metrics = address(9901+2*sidecar), address(9902+2*sidecar)
-			s.app = address(8081 + sidecar)
+			s.app, s.link = address(8081+sidecar), address(7946+sidecar)
 			r.sidecars = append(r.sidecars, s)
 			sidecar++
 		}
 		spec := mesh.RegionSpec{Name: name}
+		for _, s := range r.sidecars {
+			spec.Links = append(spec.Links, s.link)
+		}
 		for _, p := range pools {
 			for j := range shardsPerPool {
 				shard := mesh.ShardSpec{Pool: p.Name, Name: fmt.Sprintf("%s-%d", p.Name, j)}
@@ -101,6 +113,7 @@ func newLayout(o Options) layout {
 		}
 		if o.consul() {
 			r.consul = o.consulServer(i)
+			spec.Links = nil // agents register themselves
 			for j := range spec.Shards {
 				spec.Shards[j].Nodes = nil
 			}
@@ -129,7 +142,7 @@ func (l layout) addresses() map[string]string {
 	for _, r := range l.regions {
 		all[r.xds], all[r.http] = r.name+"'s control plane", r.name+"'s control plane"
 		for _, s := range r.sidecars {
-			for _, a := range []string{s.redis, s.resp3, s.admin, s.metrics} {
+			for _, a := range []string{s.redis, s.resp3, s.admin, s.metrics, s.link} {
 				all[a] = "sidecar " + s.name
 			}
 			all[s.app] = "the application beside " + s.name
@@ -165,7 +178,7 @@ func (l layout) controlplaneCommand(r regionLayout) []string {
 
 func (l layout) sidecarCommand(r regionLayout, s sidecarLayout) []string {
 	return append([]string{l.options.Cachemesh, "sidecar", "--region", r.name, "--name", s.name, "--controlplane", r.xds, "--dir", s.dir,
-		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics}, l.options.sidecarTLS(r.name, s.name)...)
+		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics, "--link", s.link}, l.options.sidecarTLS(r.name, s.name)...)
 }
 
 // peers tells each application where those of the other regions are.
@@ -179,7 +192,7 @@ func (l layout) peers() string {
 
 func (l layout) appCommand(r regionLayout, s sidecarLayout) []string {
 	return []string{l.options.Twitter, "serve", "--listen", s.app, "--region", r.name, "--redis", "unix:" + filepath.Join(s.dir, "redis.sock"),
-		"--db", l.database(), "--peers", l.peers(), "--db-latency", l.options.DBLatency.String()}
+		"--db", l.database(), "--peers", l.peers(), "--db-latency", l.options.DBLatency.String(), "--coherent"}
 }
 
 func (l layout) loadCommand(r regionLayout) []string {
