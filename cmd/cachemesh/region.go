@@ -139,10 +139,14 @@ func (m *meshFlags) regions(ctx context.Context) (regionsStatus, error) {
 			s.Links = append(s.Links, r.Links...)
 		}
 	}
-	slices.SortStableFunc(s.Links, func(a, b controlplane.LinkStatus) int {
+	sortLinks(s.Links)
+	return s, nil
+}
+
+func sortLinks(links []controlplane.LinkStatus) {
+	slices.SortStableFunc(links, func(a, b controlplane.LinkStatus) int {
 		return cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.To, b.To), strings.Compare(a.Pool, b.Pool))
 	})
-	return s, nil
 }
 
 func printLinks(w io.Writer, links []controlplane.LinkStatus) {

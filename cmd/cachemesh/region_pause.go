@@ -78,6 +78,7 @@ func newRegionSwitch(verb, short, long string) *cobra.Command {
 					s.Errors = append(s.Errors, err.Error())
 				}
 			}
+			sortLinks(s.Links)
 			if asked == 0 && len(s.Errors) == 0 {
 				return usage("no other region was named: nothing sends to %s", region)
 			}

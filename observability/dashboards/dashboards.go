@@ -52,8 +52,8 @@ var (
 
 // annotations are the events that each page marks in its graphs.
 var annotations = []struct{ name, kinds, colour string }{
-	{"failures", `kind=~"failover|stand-in|node-lost|switch-failed|frozen"`, "red"},
-	{"changes", `kind!~"failover|stand-in|node-lost|switch-failed|frozen"`, "blue"},
+	{"failures", `kind=~"failover|stand-in|node-lost|switch-failed|frozen|gap"`, "red"},
+	{"changes", `kind!~"failover|stand-in|node-lost|switch-failed|frozen|gap"`, "blue"},
 }
 
 // source is the data source that is chosen at the top of a page.
