@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +23,8 @@ type seenFence struct {
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
 	Last   time.Time `json:"last_seen"`
+
+	ended bool // an event told so
 }
 
 // explains says that a value of the finding was waiting for the fence.
@@ -27,17 +32,16 @@ func (s seenFence) explains(f checker.Finding) bool {
 	return s.To == f.Region && s.From == f.Home && s.Last.After(f.Acked) && s.Since.Before(f.Acked.Add(time.Duration(f.Age*float64(time.Second))))
 }
 
-// fenceWatch asks the control planes, time and again, which fences there are.
+// fenceWatch asks the control planes, time and again, which fences there are, and which gaps and fences their events tell of.
 type fenceWatch struct {
 	mesh *meshRegions
 
 	mu     sync.Mutex
-	fences map[string]*seenFence // by From, To and ID
-	after  map[string]uint64     // by region: the last event that was read
+	fences map[string]*seenFence
 }
 
 func newFenceWatch(m *meshRegions) *fenceWatch {
-	return &fenceWatch{mesh: m, fences: map[string]*seenFence{}, after: map[string]uint64{}}
+	return &fenceWatch{mesh: m, fences: map[string]*seenFence{}}
 }
 
 const askFences = 250 * time.Millisecond
@@ -77,19 +81,71 @@ func (w *fenceWatch) ask(ctx context.Context, region *meshRegion) {
 			}
 		}
 	}
+	if body, err := ask(ctx, region.http, "/v1/events?kind=gap&kind=fence"); err == nil {
+		lines := bufio.NewScanner(bytes.NewReader(body))
+		for lines.Scan() {
+			var e gapEvent
+			if json.Unmarshal(lines.Bytes(), &e) == nil {
+				w.told(region.name, e)
+			}
+		}
+	}
+}
+
+// gapEvent is of a gap, from which a fence follows, or of a fence that was carried out.
+type gapEvent struct {
+	ID                      uint64
+	Time                    time.Time
+	Kind, Shard, To, Reason string
+	Epoch                   uint64
+}
+
+// told takes in an event of a region, in their order and again and again. From a gap on there is a fence in the other region, or in all, until
+// the event that tells of it.
+func (w *fenceWatch) told(home string, e gapEvent) {
+	to := []string{e.To}
+	if e.To == "" {
+		to = nil
+		for _, region := range w.mesh.regions {
+			to = append(to, region.name)
+		}
+	}
+	for _, to := range to {
+		f := seenFence{ID: fmt.Sprintf("event %d", e.ID), From: home, To: to, Shard: e.Shard, Reason: e.Reason, Since: e.Time, Last: e.Time, ended: e.Kind == "fence"}
+		if f.ended {
+			w.carriedOut(f)
+		}
+		w.saw(f)
+	}
+}
+
+// carriedOut ends the fences to a region that began before.
+func (w *fenceWatch) carriedOut(done seenFence) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.fences {
+		if f.From == done.From && f.To == done.To && f.Shard == done.Shard && !f.ended && !f.Since.After(done.Since) {
+			f.ended = true
+			if f.Last.Before(done.Since) {
+				f.Last = done.Since
+			}
+		}
+	}
 }
 
 func (w *fenceWatch) saw(f seenFence) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	id := strings.Join([]string{f.From, f.To, f.ID}, " ")
-	if known := w.fences[id]; known != nil {
+	id := strings.Join([]string{f.From, f.To, f.Shard, f.ID}, " ")
+	switch known := w.fences[id]; {
+	case known == nil:
+		w.fences[id] = &f
+	case f.Last.After(known.Last):
 		known.Last = f.Last
-		return
 	}
-	w.fences[id] = &f
 }
 
+// seen are all, the first begun first.
 func (w *fenceWatch) seen() (all []seenFence) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

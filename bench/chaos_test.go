@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -53,5 +54,24 @@ func TestChaosVerdict(t *testing.T) {
 		if err := test.r.err(); (err != nil) != test.bad {
 			t.Errorf("%s: %v", test.name, err)
 		}
+	}
+}
+
+func TestAGapIsAFenceUntilItIsCarriedOut(t *testing.T) {
+	w := newFenceWatch(&meshRegions{regions: []*meshRegion{{name: "a"}, {name: "b"}}})
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for range 2 { // events are read again and again
+		w.told("a", gapEvent{ID: 1, Time: at, Kind: "gap", Shard: "s", To: "b"})
+		w.told("a", gapEvent{ID: 2, Time: at.Add(time.Second), Kind: "gap", Shard: "other"})
+		w.told("a", gapEvent{ID: 3, Time: at.Add(2 * time.Second), Kind: "fence", Shard: "s", To: "b"})
+		w.told("a", gapEvent{ID: 4, Time: at.Add(9 * time.Second), Kind: "fence", Shard: "s", To: "b"})
+	}
+	var ends []time.Duration
+	for _, f := range w.seen() {
+		ends = append(ends, f.Last.Sub(at))
+	}
+	want := []time.Duration{2 * time.Second, time.Second, time.Second, 2 * time.Second, 9 * time.Second}
+	if !slices.Equal(ends, want) {
+		t.Errorf("the fences end %v after the first gap, want %v: the other shard's are in both regions", ends, want)
 	}
 }
