@@ -7,6 +7,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,6 +161,11 @@ func Run(ctx context.Context, config Config) error {
 	group.Go(func() error { return nodes.watch(ctx, updates) })
 	group.Go(func() error { return loop(ctx, updates, c.changed, c.apply, c.publish, c.xds.Tick) })
 	group.Go(func() error { return c.links.run(ctx) })
+	if spec := read.mesh.Membership.Consul; spec != nil {
+		at := *spec
+		at.Address = cmp.Or(config.Consul, at.Address)
+		group.Go(func() error { return c.links.register(ctx, at) })
+	}
 	group.Go(func() error { return c.prober.run(ctx) })
 	group.Go(func() error { return c.health.run(ctx, c.probed) })
 	// Nobody else may lead before the last action has ended.

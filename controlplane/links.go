@@ -15,6 +15,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cachemesh/cachemesh/consul"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/regions/journal"
@@ -178,6 +179,53 @@ func (l *links) event(agent string, n *reports.Notice) shards.Event {
 	}
 	l.pair(n.GetShard(), n.GetRegion()).gaps[n.GetReason()]++
 	return e
+}
+
+// listening are where the region's agents listen for others, by agent.
+func (l *links) listening() map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[string]string{}
+	for name, a := range l.agents {
+		if a.link != "" {
+			all[name] = a.link
+		}
+	}
+	return all
+}
+
+// registerEvery is how often Consul is told where agents listen.
+const registerEvery = 2 * time.Second
+
+// register tells Consul where agents listen for other regions, until ctx ends.
+func (l *links) register(ctx context.Context, spec mesh.ConsulSpec) error {
+	tick := time.NewTicker(registerEvery)
+	defer tick.Stop()
+	told := ""
+	for {
+		l.mu.Lock()
+		needed := len(l.topology.Links) > 0
+		l.mu.Unlock()
+		if needed {
+			err := func() error {
+				client, err := consul.New(spec)
+				if err != nil {
+					return err
+				}
+				defer client.Close()
+				return client.RegisterLinks(ctx, l.region, l.listening())
+			}()
+			if text := fmt.Sprint(err); err != nil && text != told && ctx.Err() == nil {
+				l.log.Warn("other regions may not find this one's agents", "error", err)
+				told = text
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // run decides again and again until ctx ends.

@@ -61,7 +61,7 @@ func newMembership(source *fileSource, r reading, config Config) membership {
 	if r.mesh.Membership.Consul == nil {
 		return &m
 	}
-	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, address: config.Consul, log: config.Logger, accepted: make(chan struct{}, 1)}
+	return &consulMembership{fileMembership: m, mesh: r.mesh, spec: *r.mesh.Membership.Consul, address: config.Consul, log: config.Logger, links: map[string][]string{}, accepted: make(chan struct{}, 1)}
 }
 
 // fileMembership is static: all nodes are in mesh.yaml.
@@ -143,7 +143,8 @@ type consulMembership struct {
 	status     ConsulStatus
 	sent       update
 	datacenter string
-	accepted   chan struct{} // holds a token when an operator has accepted what the catalogue lost
+	links      map[string][]string // of other regions, as they were seen last
+	accepted   chan struct{}       // holds a token when an operator has accepted what the catalogue lost
 }
 
 // server is how to reach this region's Consul.
@@ -184,11 +185,20 @@ func (c *consulMembership) first() (update, error) {
 func (c *consulMembership) watch(ctx context.Context, updates chan<- update) error {
 	readings := make(chan reading)
 	catalogues := make(chan consul.Catalogue)
+	found := make(chan foundLinks)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.source.watch(ctx, readings) })
 	group.Go(func() error {
 		return consul.Watch(ctx, c.server(), c.datacenter, func(seen consul.Catalogue) { send(ctx, catalogues, seen) })
 	})
+	for _, r := range c.mesh.Regions {
+		if r.Name == c.region {
+			continue
+		}
+		group.Go(func() error {
+			return consul.WatchLinks(ctx, c.server(), r.Datacenter, r.Name, func(seen consul.Links) { send(ctx, found, foundLinks{r.Name, seen}) })
+		})
+	}
 	group.Go(func() error {
 		for {
 			accepted := false
@@ -199,6 +209,12 @@ func (c *consulMembership) watch(ctx context.Context, updates chan<- update) err
 				c.read(r)
 			case seen := <-catalogues:
 				c.see(seen)
+			case seen := <-found:
+				// A region without any has lost its Consul, or all of its control planes: its agents may be there.
+				if seen.Err != nil || len(seen.Addresses) == 0 {
+					continue
+				}
+				c.links[seen.region] = seen.Addresses
 			case <-c.accepted:
 				accepted = true
 			}
@@ -213,6 +229,12 @@ func (c *consulMembership) watch(ctx context.Context, updates chan<- update) err
 		}
 	})
 	return group.Wait()
+}
+
+// foundLinks are those of another region.
+type foundLinks struct {
+	region string
+	consul.Links
 }
 
 // read takes in the file.
@@ -254,6 +276,11 @@ func (c *consulMembership) accept() { signal(c.accepted) }
 func (c *consulMembership) settle(accepted bool) update {
 	s := settle(c.mesh, c.region, c.members, c.catalogue, accepted)
 	c.keep(s.members)
+	if s.topology != nil {
+		for region := range s.topology.Links {
+			s.topology.Links[region] = append([]string{}, c.links[region]...)
+		}
+	}
 	status := c.status
 	u := update{
 		topology: s.topology, err: errors.Join(c.fileErr, s.err), checks: map[string]string{},

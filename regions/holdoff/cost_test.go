@@ -31,9 +31,6 @@ func startCost(b *testing.B) cost {
 	b.Cleanup(func() { p.Stop(5 * time.Second) })
 	c := redis.NewClient(&redis.Options{Addr: r.Address(), ReadTimeout: time.Minute})
 	b.Cleanup(func() { c.Close() })
-	if err := c.ScriptLoad(context.Background(), noteScript.text).Err(); err != nil {
-		b.Fatal(err)
-	}
 	return cost{c, b}
 }
 
@@ -54,7 +51,7 @@ func (c cost) cpu() (ns float64) {
 func BenchmarkDelete(b *testing.B) {
 	c, ctx := startCost(b), context.Background()
 	for _, size := range []int{1, 16, 256} {
-		for _, how := range []string{"bare", "note"} {
+		for _, how := range []string{"bare", "marked"} {
 			b.Run(fmt.Sprintf("batch=%d/%s", size, how), func(b *testing.B) {
 				c.FlushAll(ctx)
 				before, n := c.cpu(), 0
@@ -68,10 +65,8 @@ func BenchmarkDelete(b *testing.B) {
 					for _, m := range note.Removed {
 						pipe.Do(ctx, "DEL", m.Key)
 					}
-					if how == "note" {
-						args := note.Args()
-						args[0], args[1] = "EVALSHA", noteScript.sha
-						pipe.Do(ctx, args...)
+					if how == "marked" {
+						pipe.Do(ctx, arguments(b, AppendMarks(nil, note.Removed, time.Now()))...)
 					}
 					if _, err := pipe.Exec(ctx); err != nil {
 						b.Fatal(err)
@@ -92,13 +87,11 @@ func BenchmarkWrite(b *testing.B) {
 			for i := range size {
 				note.Written = append(note.Written, fmt.Appendf(nil, "user:%d", i))
 			}
-			args := note.Args()
-			args[0], args[1] = "EVALSHA", noteScript.sha
-			scores, exist := []any{"ZMSCORE", heldKey}, [][]any{}
+			look, exist := arguments(b, AppendLook(nil, note.Written)), [][]any{}
 			for _, k := range note.Written {
-				scores, exist = append(scores, k), append(exist, []any{"EXISTS", heldKey + ":" + string(k)})
+				exist = append(exist, []any{"EXISTS", heldKey + ":" + string(k)})
 			}
-			for how, more := range map[string][][]any{"bare": nil, "note": {args}, "zmscore": {scores}, "exists": exist} {
+			for how, more := range map[string][][]any{"bare": nil, "look": {look}, "script": {note.Args()}, "mark a key": exist} {
 				b.Run(fmt.Sprintf("marks=%d/batch=%d/%s", marks, size, how), func(b *testing.B) {
 					c.FlushAll(ctx)
 					var held Note

@@ -13,17 +13,18 @@
 //	                           .25  removed for another region, or by prefix: it is removed once more
 //	                           .5   removed at home and written since: it is removed once more, here and in other regions
 //	                           .75  the hold-off is over, and since then somebody is about to tell other regions
-//	cachemesh:held:prefixes  sorted set: PREFIX → when the hold-off of all keys that begin so ends
+//	cachemesh:held:prefixes  sorted set: PREFIX → when the hold-off of all keys that begin so ends. It is itself a member of cachemesh:held,
+//	                         which ends with the last of them
 //
 // They are part of the shard's data: replicas have them, and restarts of agents change nothing. There are at most MaxMarks keys; beyond, all
 // keys of the shard are held. A key is suspect for as long as its mark says, however it is written: after each write of a coherent route with
-// a hold-off, in the same round trip, a Note looks whether it is held and shortens its time to live. Should that not happen because the
-// writer was killed in between, the end of the hold-off removes the key all the same.
+// a hold-off, in the same round trip, whoever wrote it looks whether it is held, and if so notes it, which shortens its time to live, before the
+// write is answered. Should that not happen because the writer was killed in between, the end of the hold-off removes the key all the same.
+//
+// What happens all the time takes one plain command for any number of keys: AppendMarks and AppendLook. A script, the Note, does the rest.
 package holdoff
 
 import (
-	"crypto/sha1"
-	"encoding/hex"
 	"fmt"
 	"strconv"
 	"time"
@@ -63,6 +64,32 @@ type Mark struct {
 	For time.Duration
 }
 
+// AppendMarks appends the command that begins the hold-offs of keys that were removed at home, in the same transaction: an integer is its reply.
+// now is the shard's clock; later does no harm. It must not be called with keys that are not Plain.
+func AppendMarks(b []byte, marks []Mark, now time.Time) []byte {
+	b = append(strconv.AppendInt(append(b, '*'), int64(3+2*len(marks)), 10), "\r\n$4\r\nZADD\r\n"...)
+	b = append(appendBulk(b, heldKey), "$2\r\nGT\r\n"...)
+	milliseconds := int(now.UnixMilli()) + 1
+	for _, m := range marks {
+		b = appendBulk(appendInt(b, milliseconds+m.milliseconds()), m.Key)
+	}
+	return b
+}
+
+// Plain says whether a key may be marked by AppendMarks. Others need a Note.
+func Plain(key []byte) bool { return len(key) <= maxKey }
+
+// AppendLook appends the command that looks whether keys are held. Its reply is an array of one element more than there are keys. If any is not
+// nil, a Note of the keys is needed.
+func AppendLook(b []byte, written [][]byte) []byte {
+	b = append(strconv.AppendInt(append(b, '*'), int64(3+len(written)), 10), "\r\n$7\r\nZMSCORE\r\n"...)
+	b = appendBulk(appendBulk(b, heldKey), prefixesKey)
+	for _, k := range written {
+		b = appendBulk(b, k)
+	}
+	return b
+}
+
 // Note is what happened to keys of routes with a hold-off. Sent after it, in one transaction where the removals are in one.
 type Note struct {
 	Link     bool     // the removals are of other regions, which know of them
@@ -82,16 +109,15 @@ func (n *Note) Reset() {
 	n.Removed, n.Prefixes, n.Written = n.Removed[:0], n.Prefixes[:0], n.Written[:0]
 }
 
-// Append appends the command as Redis reads it. Its reply is an integer: how many of the written keys are held; or, unless whole sends the
-// script along, an error that begins with NOSCRIPT.
-func (n *Note) Append(b []byte, whole bool) []byte {
+// Append appends the command as Redis reads it. Its reply is an integer: how many of the written keys are held.
+func (n *Note) Append(b []byte) []byte {
 	marks, prefixes := len(n.Removed), len(n.Prefixes)
 	for _, m := range n.Removed {
 		if len(m.Key) > maxKey {
 			marks, prefixes = marks-1, prefixes+1
 		}
 	}
-	b = noteScript.append(b, whole, 2, 5+2*(marks+prefixes)+len(n.Written))
+	b = noteScript.append(b, 2, 5+2*(marks+prefixes)+len(n.Written))
 	b = appendBulk(appendBulk(b, heldKey), prefixesKey)
 	state := 0
 	if n.Link {
@@ -146,7 +172,7 @@ func (n *Note) Args() []any {
 	for _, m := range n.Prefixes {
 		prefix(m)
 	}
-	args := []any{"EVAL", noteScript.text, 2, heldKey, prefixesKey, state, len(marks), len(wide) / 2}
+	args := []any{"EVAL", string(noteScript), 2, heldKey, prefixesKey, state, len(marks), len(wide) / 2}
 	args = append(append(append(args, marks...), milliseconds...), wide...)
 	for _, k := range n.Written {
 		args = append(args, k)
@@ -161,33 +187,39 @@ type Due struct {
 }
 
 // AppendDue appends the command that removes keys whose hold-off is over, at most DueAtOnce. ReadDue reads its reply.
-func AppendDue(b []byte) []byte { return appendBulk(dueScript.append(b, true, 1, 1), heldKey) }
+func AppendDue(b []byte) []byte {
+	return appendBulk(appendBulk(dueScript.append(b, 2, 2), heldKey), prefixesKey)
+}
 
-// ReadDue reads the reply to AppendDue's: an array of strings. count is how many hold-offs were over.
-func ReadDue(reply []any) (again []Due, count int, err error) {
+// ReadDue reads the reply to AppendDue's: an array of strings. count is how many hold-offs were over, and now the shard's clock.
+func ReadDue(reply []any) (again []Due, count int, now time.Time, err error) {
 	text := make([]string, len(reply))
 	for i, v := range reply {
 		s, ok := v.(string)
 		if !ok {
-			return nil, 0, fmt.Errorf("what is held is answered with %T", v)
+			return nil, 0, now, fmt.Errorf("what is held is answered with %T", v)
 		}
 		text[i] = s
 	}
-	if len(text)%2 == 0 {
-		return nil, 0, fmt.Errorf("what is held is answered with %d values", len(text))
+	if len(text) == 0 || len(text)%2 == 1 {
+		return nil, 0, now, fmt.Errorf("what is held is answered with %d values", len(text))
 	}
 	if count, err = strconv.Atoi(text[0]); err != nil {
-		return nil, 0, err
+		return nil, 0, now, err
 	}
-	for i := 1; i < len(text); i += 2 {
+	clock, err := strconv.ParseInt(text[1], 10, 64)
+	if err != nil {
+		return nil, 0, now, err
+	}
+	for i := 2; i < len(text); i += 2 {
 		again = append(again, Due{[]byte(text[i]), text[i+1]})
 	}
-	return again, count, nil
+	return again, count, time.UnixMilli(clock), nil
 }
 
 // AppendDone appends the command that forgets keys, once other regions will learn of them.
 func AppendDone(b []byte, all []Due) []byte {
-	b = appendBulk(doneScript.append(b, true, 1, 1+2*len(all)), heldKey)
+	b = appendBulk(doneScript.append(b, 1, 1+2*len(all)), heldKey)
 	for _, d := range all {
 		b = appendBulk(appendBulk(b, d.Key), d.Claim)
 	}
@@ -195,22 +227,12 @@ func AppendDone(b []byte, all []Due) []byte {
 }
 
 // script is one of Redis's.
-type script struct{ text, sha string }
-
-func newScript(text string) script {
-	sum := sha1.Sum([]byte(text))
-	return script{text, hex.EncodeToString(sum[:])}
-}
+type script string
 
 // append appends the beginning of the command: keys and arguments, so many together, are to follow.
-func (s script) append(b []byte, whole bool, keys, arguments int) []byte {
+func (s script) append(b []byte, keys, arguments int) []byte {
 	b = append(strconv.AppendInt(append(b, '*'), int64(3+arguments), 10), '\r', '\n')
-	if whole {
-		b = appendBulk(appendBulk(b, "EVAL"), s.text)
-	} else {
-		b = appendBulk(appendBulk(b, "EVALSHA"), s.sha)
-	}
-	return appendInt(b, keys)
+	return appendInt(appendBulk(appendBulk(b, "EVAL"), string(s)), keys)
 }
 
 func appendInt(b []byte, n int) []byte {

@@ -63,24 +63,29 @@ func (s shard) do(args ...any) any {
 	return v
 }
 
-// raw sends an appended command as it is.
-func (s shard) raw(command []byte) any {
-	s.Helper()
-	var args []any
+// arguments are those of an appended command.
+func arguments(t testing.TB, command []byte) (args []any) {
+	t.Helper()
 	rest := string(command)
 	_, rest, _ = strings.Cut(rest, "\r\n")
 	for rest != "" {
 		var n int
 		head, after, _ := strings.Cut(rest, "\r\n")
 		if _, err := fmt.Sscanf(head, "$%d", &n); err != nil {
-			s.Fatal(err)
+			t.Fatal(err)
 		}
 		args, rest = append(args, after[:n]), after[n+2:]
 	}
 	if want := fmt.Sprintf("*%d\r\n", len(args)); !strings.HasPrefix(string(command), want) {
-		s.Fatalf("%q begins %.10q, want %q", args[0], command, want)
+		t.Fatalf("%q begins %.10q, want %q", args[0], command, want)
 	}
-	return s.do(args...)
+	return args
+}
+
+// raw sends an appended command as it is.
+func (s shard) raw(command []byte) any {
+	s.Helper()
+	return s.do(arguments(s.T, command)...)
 }
 
 // note sends a note both ways, which must be the same, and returns how many keys were held.
@@ -100,10 +105,10 @@ func (s shard) note(n Note) int64 {
 		}
 		appended = appendBulk(appended, a)
 	}
-	if got := n.Append(nil, true); string(got) != string(appended) {
+	if got := n.Append(nil); string(got) != string(appended) {
 		s.Fatalf("appended is %q, and the arguments are %q", got, plain)
 	}
-	return s.raw(n.Append(nil, true)).(int64)
+	return s.raw(n.Append(nil)).(int64)
 }
 
 func (s shard) ttl(key string) time.Duration {
@@ -131,9 +136,12 @@ func (s shard) due() (again []Due, count int) {
 		if !ok {
 			s.Fatalf("%v is no reply", reply)
 		}
-		again, count, err := ReadDue(reply)
+		again, count, now, err := ReadDue(reply)
 		if err != nil {
 			s.Fatal(err)
+		}
+		if d := time.Since(now); d < -time.Second || d > 10*time.Second {
+			s.Errorf("its clock is %s behind", d)
 		}
 		if count > 0 {
 			return again, count
@@ -257,6 +265,64 @@ func TestAClaimEnds(t *testing.T) {
 	}
 }
 
+// Plain commands say what the Note says.
+func TestMarksAndLooksWithoutAScript(t *testing.T) {
+	s := startShard(t)
+	look := func(want ...bool) {
+		t.Helper()
+		var got []bool
+		for _, v := range s.raw(AppendLook(nil, keys("a", "b"))).([]any) {
+			got = append(got, v != nil)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("held, of prefixes, a and b: %t, want %t", got, want)
+		}
+	}
+	look(false, false, false)
+	if n := s.raw(AppendMarks(nil, append(marks(long, "a"), marks(time.Second, "c")...), time.Now())); n != int64(2) {
+		t.Errorf("%v marks are new, want 2", n)
+	}
+	look(false, true, false)
+	s.do("SET", "a", "v")
+	if n := s.note(Note{Written: keys("a", "b")}); n != 1 {
+		t.Errorf("%d keys are held, want 1", n)
+	}
+	s.within("a", long)
+	s.note(Note{Prefixes: marks(50*time.Millisecond, "b")})
+	look(true, true, false)
+	s.do("SET", "b", "v")
+	s.note(Note{Written: keys("b")})
+	look(true, true, true)
+	for s.do("EXISTS", prefixesKey, "b") != int64(0) || s.do("ZCARD", heldKey) != int64(2) {
+		s.due()
+	}
+	look(false, true, false)
+	if Plain([]byte(strings.Repeat("x", maxKey+1))) {
+		t.Error("a long key is plain")
+	}
+}
+
+// Marks without a script know no bound; the house is kept later.
+func TestTooManyMarksWithoutAScript(t *testing.T) {
+	s := startShard(t)
+	var all []Mark
+	for i := range MaxMarks + 10 {
+		all = append(all, Mark{fmt.Appendf(nil, "k%d", i), long + time.Duration(i)*time.Millisecond})
+	}
+	for part := range slices.Chunk(all, 5000) {
+		s.raw(AppendMarks(nil, part, time.Now()))
+	}
+	s.raw(AppendDue(nil))
+	if n := s.do("ZCARD", heldKey); n != int64(MaxMarks+1) {
+		t.Errorf("%v marks, want %d and one of all", n, MaxMarks)
+	}
+	s.do("SET", "k0", "v")
+	s.note(Note{Written: keys("k0")})
+	if d := s.ttl("k0"); d <= long {
+		t.Errorf("a key that had to make room lives %s", d)
+	}
+}
+
 func TestAMarkNeverEndsSooner(t *testing.T) {
 	s := startShard(t)
 	s.note(Note{Removed: marks(long, "k")})
@@ -308,13 +374,13 @@ func TestTooManyMarks(t *testing.T) {
 	for i := range MaxMarks + 10 {
 		n.Removed = append(n.Removed, Mark{fmt.Appendf(nil, "k%d", i), long})
 		if len(n.Removed) == 5000 {
-			s.raw(n.Append(nil, true))
+			s.raw(n.Append(nil))
 			n.Reset()
 		}
 	}
-	s.raw(n.Append(nil, true))
-	if got := s.do("ZCARD", heldKey); got != int64(MaxMarks) {
-		t.Errorf("%v marks, want %d", got, MaxMarks)
+	s.raw(n.Append(nil))
+	if got := s.do("ZCARD", heldKey); got != int64(MaxMarks+1) {
+		t.Errorf("%v marks, want %d and one of all", got, MaxMarks)
 	}
 	last := fmt.Sprint("k", MaxMarks+9)
 	s.do("SET", last, "v")
@@ -334,7 +400,7 @@ func TestManyKeysOfOneNote(t *testing.T) {
 			n.Removed = append(n.Removed, Mark{k, long})
 		}
 	}
-	if got := s.raw(n.Append(nil, true)); got != int64(10_000) {
+	if got := s.raw(n.Append(nil)); got != int64(10_000) {
 		t.Errorf("%v keys are held, want 10000", got)
 	}
 }

@@ -7,7 +7,7 @@ const allowOOM = "#!lua flags=allow-oom\n"
 
 // noteScript takes the state of the marks, the counts of marks and prefixes, the keys of the marks, their milliseconds, the prefixes with
 // theirs, and written keys. A mark never ends sooner than the one before. It calls little while nothing is held.
-var noteScript = newScript(allowOOM + `
+var noteScript = script(allowOOM + `
 local held, prefixes = KEYS[1], KEYS[2]
 local state, marks, wide, at = ARGV[1] / 4, tonumber(ARGV[2]), tonumber(ARGV[3]), 4
 if marks + wide == 0 and redis.call('EXISTS', held, prefixes) == 0 then return 0 end
@@ -27,6 +27,7 @@ end
 local function widen(till, prefix)
   if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
   redis.call('ZADD', prefixes, 'GT', till, prefix)
+  redis.call('ZADD', held, 'GT', till + 0.25, prefixes)
 end
 if marks > 0 then
   if full() or room < marks then
@@ -91,15 +92,24 @@ for from = at, #ARGV, 1000 do
 end
 return suspect`)
 
-// dueScript removes what is over, and returns how many that were, and the key and the claim of each that other regions are to remove too.
+// dueScript removes what is over, and returns how many that were, the time, and the key and the claim of each that other regions are to remove too.
 // A key that is there though nobody noted that it was written counts as written. A claim lies in the past, so that any new mark takes its place.
-var dueScript = newScript(allowOOM + `
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'0'} end
+// Of more marks than the bound, those that end first make room, and everything is held instead.
+var dueScript = script(allowOOM + `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local clock = string.format('%.0f', now)
+local size = redis.call('ZCARD', KEYS[1])
+if size == 0 then return {'0', clock} end
 ` + fmt.Sprintf(`
+if size > %d then
+  local last = math.floor(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, size - %d - 1)
+  redis.call('ZADD', KEYS[2], 'GT', last, '')
+  redis.call('ZADD', KEYS[1], 'GT', last + 0.25, KEYS[2])
+end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d)
-local again, ended = {'0'}, 0
+local again, ended = {'0', clock}, 0
 local claim = string.format('%%.2f', now + 0.75)
 -- Mostly nothing is there, and nobody need be told.
 local keys, bare = {}, true
@@ -110,7 +120,7 @@ end
 if #keys == 0 then return again end
 if bare and redis.call('EXISTS', unpack(keys)) == 0 then
   redis.call('ZREM', KEYS[1], unpack(keys))
-  return {tostring(#keys)}
+  return {tostring(#keys), clock}
 end
 for i = 1, #due, 2 do
   local key, score = due[i], tonumber(due[i + 1])
@@ -129,10 +139,10 @@ for i = 1, #due, 2 do
   end
 end
 again[1] = tostring(ended)
-return again`, DueAtOnce, lease.Milliseconds()))
+return again`, MaxMarks, MaxMarks, DueAtOnce, lease.Milliseconds()))
 
 // doneScript forgets keys unless they were marked since.
-var doneScript = newScript(allowOOM + `
+var doneScript = script(allowOOM + `
 local done = 0
 for i = 1, #ARGV, 2 do
   local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
