@@ -38,10 +38,11 @@ type fenceWatch struct {
 
 	mu     sync.Mutex
 	fences map[string]*seenFence
+	heard  map[string]bool // events
 }
 
 func newFenceWatch(m *meshRegions) *fenceWatch {
-	return &fenceWatch{mesh: m, fences: map[string]*seenFence{}}
+	return &fenceWatch{mesh: m, fences: map[string]*seenFence{}, heard: map[string]bool{}}
 }
 
 const askFences = 250 * time.Millisecond
@@ -100,9 +101,18 @@ type gapEvent struct {
 	Epoch                   uint64
 }
 
-// told takes in an event of a region, in their order and again and again. From a gap on there is a fence in the other region, or in all, until
-// the event that tells of it.
+// told takes in an event of a region, in their order. From a gap on there is a fence in the other region, or in all, until the event that
+// tells of it.
 func (w *fenceWatch) told(home string, e gapEvent) {
+	// A control plane that starts over may number events anew.
+	id := fmt.Sprintf("%s %d %s", home, e.ID, e.Time)
+	w.mu.Lock()
+	heard := w.heard[id]
+	w.heard[id] = true
+	w.mu.Unlock()
+	if heard {
+		return
+	}
 	to := []string{e.To}
 	if e.To == "" {
 		to = nil
@@ -111,26 +121,26 @@ func (w *fenceWatch) told(home string, e gapEvent) {
 		}
 	}
 	for _, to := range to {
-		f := seenFence{ID: fmt.Sprintf("event %d", e.ID), From: home, To: to, Shard: e.Shard, Reason: e.Reason, Since: e.Time, Last: e.Time, ended: e.Kind == "fence"}
-		if f.ended {
-			w.carriedOut(f)
+		f := seenFence{ID: "event " + id, From: home, To: to, Shard: e.Shard, Reason: e.Reason, Since: e.Time, Last: e.Time, ended: e.Kind == "fence"}
+		if !f.ended || !w.carriedOut(f) {
+			w.saw(f)
 		}
-		w.saw(f)
 	}
 }
 
-// carriedOut ends the fences to a region that began before.
-func (w *fenceWatch) carriedOut(done seenFence) {
+// carriedOut ends the fences to a region that began before, and says whether there were any.
+func (w *fenceWatch) carriedOut(done seenFence) (known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.fences {
 		if f.From == done.From && f.To == done.To && f.Shard == done.Shard && !f.ended && !f.Since.After(done.Since) {
-			f.ended = true
+			f.ended, known = true, true
 			if f.Last.Before(done.Since) {
 				f.Last = done.Since
 			}
 		}
 	}
+	return known
 }
 
 func (w *fenceWatch) saw(f seenFence) {
