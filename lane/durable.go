@@ -40,7 +40,7 @@ func (e *executor) answerDurable(up *upstream, b *batch, from, to int, journaled
 	if err != nil {
 		return err
 	}
-	return e.noteAgain(up)
+	return e.follow(up)
 }
 
 var notReplicated = failure("ERR no replica has the write within the time that durability: replica allows; it stands on the primary, and other regions will learn of it")

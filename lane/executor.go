@@ -318,9 +318,8 @@ func (e *executor) write(up *upstream, b *batch, from, to int, atomic, journaled
 			}
 		}
 	}
-	if e.gather(b, from, to); !e.held.note.Empty() {
-		out = e.held.note.Append(out, false)
-	}
+	e.gather(b, from, to)
+	out = e.held.append(out, e.s.shardClock())
 	if journaled {
 		e.lost = b.removed(e.lost[:0], b.items[from:to])
 		out = appendEntry(out, up.journal, e.s.config.Encode(nil, e.lost))
@@ -403,7 +402,7 @@ func (e *executor) transact(up *upstream, b *batch, from, to int, deadline time.
 	if err != nil {
 		return nil, err
 	}
-	if want := commands + ones(!e.held.note.Empty()) + ones(journaled); l[0] != '*' || n != want {
+	if want := commands + e.held.asked + ones(journaled); l[0] != '*' || n != want {
 		return nil, fmt.Errorf("%w: %d results of a transaction of %d", errProtocol, n, want)
 	}
 	if waits {
@@ -425,7 +424,7 @@ func (e *executor) transact(up *upstream, b *batch, from, to int, deadline time.
 	if err := e.entered(up, journaled); err != nil {
 		return nil, err
 	}
-	return nil, e.noteAgain(up)
+	return nil, e.follow(up)
 }
 
 func ones(is bool) int {
@@ -461,7 +460,7 @@ func (e *executor) queued(up *upstream, b *batch, from, to int, journaled bool) 
 			}
 		}
 	}
-	if !e.held.note.Empty() {
+	for range e.held.asked {
 		// What is wrong with it shows in EXEC.
 		if _, err = up.line(); err != nil {
 			return nil, err
@@ -594,5 +593,5 @@ func (e *executor) pipeline(up *upstream, b *batch, from, to int, deadline time.
 	if err := e.noted(up); err != nil {
 		return err
 	}
-	return e.noteAgain(up)
+	return e.follow(up)
 }

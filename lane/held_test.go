@@ -35,10 +35,10 @@ func ttl(t *testing.T, c *redis.Client, key string) time.Duration {
 	return d
 }
 
-// wantHeld says whether a key's time to live is the rest of a minute's hold-off.
+// wantHeld says whether a key's time to live is the rest of a minute's hold-off. A round trip more is no error.
 func wantHeld(t *testing.T, c *redis.Client, key string, is bool) {
 	t.Helper()
-	if d := ttl(t, c, key); (d > 0 && d <= time.Minute) != is {
+	if d := ttl(t, c, key); (d > 0 && d <= time.Minute+time.Second) != is {
 		t.Errorf("%.50s lives %s, want it in a hold-off: %t", key, d, is)
 	}
 }

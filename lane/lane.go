@@ -90,7 +90,9 @@ type Server struct {
 	policy    atomic.Pointer[policy]
 	executors [2]*executor // for RESP2 and RESP3
 	buffers   atomic.Int64
-	ahead     atomic.Int64  // how far Redis's clock is ahead, in nanoseconds
+	ahead     atomic.Int64 // how far Redis's clock is ahead, in nanoseconds
+	began     time.Time
+	clock     atomic.Int64  // Redis's when the Server began, in nanoseconds since 1970
 	streams   chan struct{} // a token for each large value that may be on its way
 	running   sync.WaitGroup
 	serving   sync.WaitGroup // executors
@@ -121,7 +123,7 @@ func New(c Config, v View) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{config: c, conns: map[*conn]bool{}, empty: make(chan struct{}), ended: make(chan struct{}), streams: make(chan struct{}, 2)}
+	s := &Server{config: c, began: time.Now(), conns: map[*conn]bool{}, empty: make(chan struct{}), ended: make(chan struct{}), streams: make(chan struct{}, 2)}
 	s.target.Store(&target{View: v, changed: make(chan struct{})})
 	s.policy.Store(newPolicy(v))
 	for i := range s.executors {

@@ -106,7 +106,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	}
 	var out []byte
 	if !note.Empty() {
-		out = note.Append(out, true)
+		out = note.Append(out)
 	}
 	if removed {
 		out = appendEntry(out, up.journal, c.s.config.Encode(nil, [][]byte{k}))

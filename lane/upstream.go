@@ -158,8 +158,13 @@ func (s *Server) setClock(reply any, asked time.Time) {
 		return
 	}
 	seconds, _ := parts[0].(string)
-	if n, err := strconv.ParseInt(seconds, 10, 64); err == nil {
-		s.ahead.Store(int64(time.Unix(n, 0).Sub(asked)))
+	micros, _ := parts[1].(string)
+	n, err := strconv.ParseInt(seconds, 10, 64)
+	m, errMicros := strconv.ParseInt(micros, 10, 64)
+	if err == nil && errMicros == nil {
+		clock := time.Unix(n, m*1000)
+		s.ahead.Store(int64(clock.Sub(asked)))
+		s.follows(clock, asked)
 	}
 }
 
