@@ -32,11 +32,12 @@ type victims struct {
 
 // strike is one kill.
 type strike struct {
-	At     float64 `json:"at_seconds"`
-	Kind   string  `json:"kind"`
-	Region string  `json:"region"`
-	What   string  `json:"what"`
-	Back   float64 `json:"back_after_seconds"` // that it is started again; 0 is by its agent
+	Time   time.Time `json:"time"`
+	At     float64   `json:"at_seconds"` // since the first change
+	Kind   string    `json:"kind"`
+	Region string    `json:"region"`
+	What   string    `json:"what"`
+	Back   float64   `json:"back_after_seconds"` // that it is started again; 0 is by its agent
 }
 
 // kinds are what a strike may be, with how often.
@@ -164,7 +165,7 @@ func (v *victims) strike(ctx context.Context, kind string, progress io.Writer) {
 	if slices.ContainsFunc(hits, func(h hit) bool { return v.down[h.key] }) {
 		return
 	}
-	s := strike{At: rounded(time.Since(v.began).Seconds()), Kind: kind, Region: region.name, Back: rounded(back.Seconds())}
+	s := strike{Time: time.Now().UTC(), At: rounded(time.Since(v.began).Seconds()), Kind: kind, Region: region.name, Back: rounded(back.Seconds())}
 	for _, h := range hits {
 		v.down[h.key] = true
 		if s.What != "" {

@@ -175,7 +175,9 @@ type Finding struct {
 	Home    string    `json:"home"`   // where the invalidation was acknowledged
 	Held    int64     `json:"held"`   // version
 	Changed int64     `json:"changed"`
+	Began   time.Time `json:"began"`
 	Acked   time.Time `json:"acknowledged"`
+	Written time.Time `json:"written"` // the value, into the cache
 	// Age is that of the last read that saw it, since the acknowledgement.
 	Age float64 `json:"age_seconds"`
 	// There says that it was surely in the cache before the change began; else a refill may have brought it.
@@ -203,7 +205,7 @@ func (c *checker) judge(region, i int, h held, began time.Time) {
 	f := c.findings[id]
 	if f == nil {
 		f = &Finding{Key: c.name(i), Region: c.Regions[region].Name, Home: c.Regions[first.home].Name, Held: h.version, Changed: first.version,
-			Acked: first.at.UTC(), There: there, change: first}
+			Began: first.began.UTC(), Acked: first.at.UTC(), Written: h.at.UTC(), There: there, change: first}
 		c.findings[id] = f
 		c.keys[i].watching(1)
 		c.fresh = append(c.fresh, look{region: region, key: i, due: began.Add(watchEvery), watched: f})
