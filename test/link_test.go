@@ -17,7 +17,7 @@ import (
 	"github.com/cachemesh/cachemesh/shards"
 )
 
-// linkedRegions are two regions of one mesh, with other numbers of shards, two nodes a shard, and two sidecars each that tell the other region's
+// linkedRegions are two regions of one mesh, with other numbers of shards, two nodes a shard, and sidecars that tell the other region's
 // what to remove. The way between them can be cut.
 type linkedRegions struct {
 	*testMesh
@@ -33,16 +33,16 @@ type linkedRegion struct {
 	kept     map[string]*keptNode // by address
 }
 
-func newLinkedRegions(t *testing.T) *linkedRegions {
+func newLinkedRegions(t *testing.T, sidecars int) *linkedRegions {
 	t.Helper()
 	m := &linkedRegions{testMesh: newMesh(t)}
 	m.spec.Pools = []mesh.PoolSpec{{Name: "all", Routes: []mesh.Route{{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill}, {Prefix: ""}}}}
 	m.spec.Regions = nil
-	listens := freeAddresses(t, 4)
+	listens := freeAddresses(t, 2*sidecars)
 	for i, name := range []string{region, "there"} {
 		r := &linkedRegion{name: name, kept: map[string]*keptNode{}}
 		spec := mesh.RegionSpec{Name: name}
-		for _, at := range listens[2*i : 2*i+2] {
+		for _, at := range listens[sidecars*i : sidecars*(i+1)] {
 			w := newWay(t, at)
 			r.links = append(r.links, w)
 			spec.Links = append(spec.Links, w.address)
@@ -62,10 +62,10 @@ func newLinkedRegions(t *testing.T) *linkedRegions {
 	m.write(t)
 	for i, r := range m.regions {
 		r.plane = m.startControlplane(t, "--region", r.name, "--state", m.dir+"/state-"+r.name)
-		for n := range 2 {
+		for n := range sidecars {
 			s := m.newSidecar(t, fmt.Sprintf("%s-%d", r.name, n), r.plane)
 			s.args[slices.Index(s.args, "--region")+1] = r.name
-			s.args = append(s.args, "--link", listens[2*i+n])
+			s.args = append(s.args, "--link", listens[sidecars*i+n])
 			s.start(t)
 			r.sidecars = append(r.sidecars, s)
 			r.clients = append(r.clients, s.client(t))
@@ -188,7 +188,7 @@ func names(prefix string, n int) []string {
 }
 
 func TestARemovalReachesTheOtherRegion(t *testing.T) {
-	m := newLinkedRegions(t)
+	m := newLinkedRegions(t, 2)
 	here, there := m.regions[0], m.regions[1]
 	keys := names("a", 300)
 	m.set(t, keys...)
@@ -277,7 +277,7 @@ func TestARemovalReachesTheOtherRegion(t *testing.T) {
 }
 
 func TestALostJournalIsFenced(t *testing.T) {
-	m := newLinkedRegions(t)
+	m := newLinkedRegions(t, 2)
 	here, there := m.regions[0], m.regions[1]
 	keys := names("a", 400)
 	m.set(t, keys...)
@@ -320,7 +320,7 @@ func TestALostJournalIsFenced(t *testing.T) {
 
 // Failovers on either side, while removals go on: what was acknowledged is gone in the other region, at the latest when a fence was needed.
 func TestFailoversLoseNoRemoval(t *testing.T) {
-	m := newLinkedRegions(t)
+	m := newLinkedRegions(t, 2)
 	for _, side := range []int{0, 1} {
 		keys := names(fmt.Sprint("f", side), 3000)
 		m.set(t, keys...)
@@ -363,4 +363,33 @@ func TestFailoversLoseNoRemoval(t *testing.T) {
 		t.Logf("a failover in region %s: %d removals acknowledged, all elsewhere after %v, %d gaps", r.name, len(done), took, l.Gaps)
 		m.regions[0].gone(t, 10*time.Second, done...)
 	}
+}
+
+// An agent and a primary are lost together: nobody knows what was written last, so both regions remove all that may be stale.
+func TestALostTailIsFencedInBothRegions(t *testing.T) {
+	m := newLinkedRegions(t, 3) // two of which can say that a primary is down
+	here, there := m.regions[0], m.regions[1]
+	keys := names("a", 400)
+	m.set(t, keys...)
+	var its []string
+	for i, at := range here.plane.where(t, keys...) {
+		if at.Shard == "all-1" {
+			its = append(its, keys[i])
+		}
+	}
+	if err := here.sidecars[0].process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	here.kept[here.primary(t, "all-1")].signal(t, syscall.SIGKILL)
+	t.Logf("gone elsewhere within %v", there.gone(t, 30*time.Second, its...))
+	here.gone(t, 10*time.Second, its...)
+	if n := here.clients[1].Exists(t.Context(), keys...).Val(); int(n) != len(keys)-len(its) {
+		t.Errorf("%d keys are left at home, want %d", n, len(keys)-len(its))
+	}
+	eventually(t, 10*time.Second, func() error {
+		if n := count(readEvents(t, http.DefaultClient, here.plane.url), shards.Fence); n != 2 {
+			return fmt.Errorf("%d fences among the events", n)
+		}
+		return nil
+	})
 }
