@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cachemesh/cachemesh/regions/journal"
 )
@@ -378,7 +379,7 @@ func (f *flow) fences(ctx context.Context) error {
 			return err
 		}
 		f.pair.set(func(s *Pair) { s.Pending = all })
-		whole := &Fence{Ring: f.tail.spec.ring}
+		whole := &Fence{Ring: proto.CloneOf(f.tail.spec.ring)} // marshalling writes to a message, and others have this one
 		var send []*Fence
 		for _, fence := range all {
 			if _, ok := seen[fence.ID]; !ok {

@@ -56,7 +56,7 @@ var mutants = []mutant{
 		{"decide.go", "	d.set(name, s)\n}\n\nfunc ms(", "	d.set(name, s)\n	if c.To != \"\" {\n		d.act(Action{Op: Promote, Shard: name, Node: c.To, Epoch: c.Epoch})\n	}\n}\n\nfunc ms("},
 		{"decide.go", "	if d.changed {\n		return Decision{State", "	if d.changed && len(d.actions) == 0 {\n		return Decision{State"},
 	}},
-	one("others follow before the new primary is written", "change.go", "		d.act(Action{Op: Promote,", "		if c.From != \"\" {\n			d.act(Action{Op: Demote, Shard: member.Shard, Node: c.From, Of: c.To, Epoch: c.Epoch})\n		}\n		d.act(Action{Op: Promote,"),
+	one("others follow before the new primary is written", "change.go", "	case d.alive(d.now, c.To):\n		d.act(", "	case d.alive(d.now, c.To):\n		if c.From != \"\" {\n			d.act(Action{Op: Demote, Shard: member.Shard, Node: c.From, Of: c.To, Epoch: c.Epoch})\n		}\n		d.act("),
 	one("a primary counts before it has its epoch", "change.go", "n.Role == mesh.Primary && n.Epoch == c.Epoch", "n.Role == mesh.Primary"),
 	one("a switch does not wait for the replica", "change.go", "Action{Op: Handover,", "Action{Op: Promote,"),
 	one("an old primary that returns is left alone", "decide.go", "(n.Role == mesh.Primary || n.Of != s.Primary)", "n.Role != mesh.Primary && n.Of != s.Primary"),
