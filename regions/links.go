@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/regions/journal"
@@ -78,6 +79,10 @@ type spec struct {
 	regions     []string
 }
 
+func (s spec) equal(t spec) bool {
+	return s.pool == t.pool && s.shard == t.shard && reflect.DeepEqual(s.place, t.place) && proto.Equal(s.ring, t.ring) && slices.Equal(s.regions, t.regions)
+}
+
 // running is a tail at work.
 type running struct {
 	spec spec
@@ -94,7 +99,7 @@ func (l *Links) Run(ctx context.Context) error {
 	for {
 		wanted := l.wanted()
 		for shard, r := range tails {
-			if s, ok := wanted[shard]; !ok || !reflect.DeepEqual(s, r.spec) {
+			if s, ok := wanted[shard]; !ok || !s.equal(r.spec) {
 				r.stop()
 				<-r.done
 				delete(tails, shard)
