@@ -328,10 +328,17 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	d.killPrimary(t, 1, 0)
 	p.waitAlert(t, "CachemeshShardStandIn")
 
+	// A region that is paused, and a journal that is gone.
+	cachemesh(t, "region", "pause", "eu-west", "--dir", d.dir).want(t, 0)
+	p.waitAlert(t, "CachemeshLinkPaused")
+	cachemesh(t, "region", "resume", "eu-west", "--dir", d.dir).want(t, 0)
+	d.loseJournal(t, 0, 4)
+	p.waitAlert(t, "CachemeshJournalGap")
+
 	d.breakThings(t)
 	for _, alert := range []string{
 		"CachemeshConfigNotInEffect", "CachemeshControlplaneDown", "CachemeshEnvoyCrashed", "CachemeshErrorsHigh", "CachemeshEvictionsHigh",
-		"CachemeshPoolFrozen", "CachemeshShardPrimaryDown", "CachemeshShardReplicaDown",
+		"CachemeshLaneErrors", "CachemeshLinkDown", "CachemeshPoolFrozen", "CachemeshShardPrimaryDown", "CachemeshShardReplicaDown",
 		"CachemeshSidecarDown", "CachemeshSidecarWithoutControlplane",
 	} {
 		p.waitAlert(t, alert)
@@ -454,19 +461,8 @@ func (d *demoRun) breakThings(t *testing.T) {
 			}
 		}
 	}
-	node := func(address string) *redis.Client {
-		t.Helper()
-		file := func(name string) string { return filepath.Join(d.dir, "certs", name) }
-		options, err := process.Redis{User: "app", PasswordFile: file("redis-password"),
-			TLS: &process.RedisTLS{CA: file("ca.pem"), Cert: file("redis.pem"), Key: file("redis-key.pem")}}.Options()
-		if err != nil {
-			t.Fatal(err)
-		}
-		options.Addr = address
-		return newClient(t, options)
-	}
 	for setting, value := range map[string]string{"maxmemory-policy": "allkeys-lru", "maxmemory": "1"} {
-		if err := node(d.primary(t, 0, 3).Address).ConfigSet(t.Context(), setting, value).Err(); err != nil {
+		if err := d.node(t, d.primary(t, 0, 3).Address).ConfigSet(t.Context(), setting, value).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -475,6 +471,35 @@ func (d *demoRun) breakThings(t *testing.T) {
 	}
 	kill(second.Sidecars[0].PID)
 	kill(second.Controlplane.PID)
+}
+
+// node is a client of a Redis of the demo with TLS.
+func (d *demoRun) node(t *testing.T, address string) *redis.Client {
+	t.Helper()
+	file := func(name string) string { return filepath.Join(d.dir, "certs", name) }
+	options, err := process.Redis{User: "app", PasswordFile: file("redis-password"),
+		TLS: &process.RedisTLS{CA: file("ca.pem"), Cert: file("redis.pem"), Key: file("redis-key.pem")}}.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.Addr = address
+	return newClient(t, options)
+}
+
+// loseJournal deletes the journal of a shard's primary.
+func (d *demoRun) loseJournal(t *testing.T, region, shard int) {
+	t.Helper()
+	node := d.node(t, d.primary(t, region, shard).Address)
+	keys, err := node.Keys(t.Context(), mesh.ReservedPrefix+"journal:*[0-9]").Result()
+	if err == nil && len(keys) == 0 {
+		err = errors.New("there is no journal")
+	}
+	if err == nil {
+		err = node.Unlink(t.Context(), keys...).Err()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wipeConsul brings back the Consul that was killed, without what it knew.
