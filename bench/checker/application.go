@@ -63,7 +63,7 @@ func (c *checker) read(ctx context.Context, random *rand.Rand, region, i int) er
 		if err != nil {
 			return err
 		}
-		c.judge(region, i, h, began)
+		c.judge(region, i, client.Options().Addr, h, began)
 		return nil
 	case !errors.Is(err, redis.Nil):
 		c.count.failedReads.Add(1)

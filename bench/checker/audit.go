@@ -111,7 +111,7 @@ func (c *checker) lookAt(ctx context.Context, random *rand.Rand, due []look) ([]
 				return nil
 			}) // each reply has its error
 			for i, l := range looks {
-				next, err := c.looked(ctx, l, began, replies[i])
+				next, err := c.looked(ctx, l, client.Options().Addr, began, replies[i])
 				mu.Lock()
 				if err != nil {
 					errs = append(errs, err)
@@ -128,7 +128,7 @@ func (c *checker) lookAt(ctx context.Context, random *rand.Rand, due []look) ([]
 }
 
 // looked takes in an answer and returns the next look at the same thing, if there is to be one.
-func (c *checker) looked(ctx context.Context, l look, began time.Time, reply *redis.StringCmd) (*look, error) {
+func (c *checker) looked(ctx context.Context, l look, cache string, began time.Time, reply *redis.StringCmd) (*look, error) {
 	text, err := reply.Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		if l.failing.IsZero() {
@@ -155,7 +155,7 @@ func (c *checker) looked(ctx context.Context, l look, began time.Time, reply *re
 			c.keys[l.key].release()
 		}
 		if !missing {
-			c.judge(l.region, l.key, h, began)
+			c.judge(l.region, l.key, cache, h, began)
 		}
 		return nil, nil
 	}
@@ -172,6 +172,7 @@ type finding struct {
 type Finding struct {
 	Key     string    `json:"key"`
 	Region  string    `json:"region"` // where it was served
+	Cache   string    `json:"cache"`  // that served it first
 	Home    string    `json:"home"`   // where the invalidation was acknowledged
 	Held    int64     `json:"held"`   // version
 	Changed int64     `json:"changed"`
@@ -191,7 +192,7 @@ type Finding struct {
 }
 
 // judge takes in what a cache served to a read that began then.
-func (c *checker) judge(region, i int, h held, began time.Time) {
+func (c *checker) judge(region, i int, cache string, h held, began time.Time) {
 	first, stale := c.keys[i].since(h.version)
 	age := began.Sub(first.at)
 	if !stale || age <= c.Bound {
@@ -204,7 +205,7 @@ func (c *checker) judge(region, i int, h held, began time.Time) {
 	id := finding{i, region, first.version}
 	f := c.findings[id]
 	if f == nil {
-		f = &Finding{Key: c.name(i), Region: c.Regions[region].Name, Home: c.Regions[first.home].Name, Held: h.version, Changed: first.version,
+		f = &Finding{Key: c.name(i), Region: c.Regions[region].Name, Cache: cache, Home: c.Regions[first.home].Name, Held: h.version, Changed: first.version,
 			Began: first.began.UTC(), Acked: first.at.UTC(), Written: h.at.UTC(), There: there, change: first}
 		c.findings[id] = f
 		c.keys[i].watching(1)
