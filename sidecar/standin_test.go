@@ -186,6 +186,9 @@ func TestSweepClosesWhatNobodyNames(t *testing.T) {
 	null, none := endpointsOf(t, mesh.Null, shards[0]), endpointsOf(t, "", shards[0])
 	s.apply(null)
 	conn := s.reach(t, mesh.Null)
+	if got := ask(t, conn, "*1\r\n$4\r\nping"); got != "+PONG" { // so that it is not one that nobody has accepted
+		t.Fatalf("%q", got)
+	}
 	for _, named := range [][]*discovery.Resource{none, null, none} {
 		s.sweep(named)
 		if !s.any() {
