@@ -69,6 +69,7 @@ func (c *ControlPlane) status() Status {
 	}
 	s.Pools, s.Shards = c.shards(v)
 	s.Alerts = append(alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery), c.manager.alerts()...)
+	s.Alerts = append(s.Alerts, c.links.status().alerts(time.Now())...)
 	for _, p := range s.Pools {
 		s.Alerts = append(s.Alerts, p.Spread.alerts(p.Pool, v.topology.Health.MaxSpread)...)
 	}
