@@ -25,7 +25,59 @@ type staleness struct {
 	Stalest  float64 `json:"stalest_ms"`
 }
 
-// races has two applications, each with a sidecar of its own, change and read few profiles. They read them from a database's replica that lags.
+// racers are applications that read profiles from a database's replica that lags, each with a sidecar of its own.
+type racers struct {
+	dir, twitter, db string
+	targets          []string
+}
+
+func newRacers(t *testing.T, m *testMesh, regions ...string) *racers {
+	t.Helper()
+	r := &racers{dir: m.dir, twitter: filepath.Join(filepath.Dir(program(t)), "twitter"), db: "sqlite:" + filepath.Join(m.dir, "db")}
+	seed := exec.CommandContext(t.Context(), r.twitter, "seed", "--db", r.db, "--users", "100", "--tweets", "200", "--regions", strings.Join(regions, ","))
+	if out, err := seed.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return r
+}
+
+func (r *racers) add(t *testing.T, s *sidecar, region string, lag time.Duration) {
+	t.Helper()
+	at := freeAddresses(t, 1)[0]
+	app, err := process.Start(t.Context(), process.Spec{Name: "twitter", Path: r.twitter, Log: filepath.Join(r.dir, s.name+"-app.log"),
+		Args:  []string{"serve", "--region", region, "--listen", at, "--db", r.db, "--redis", s.redis, "--coherent", "--db-replica-lag", lag.String()},
+		Ready: func(ctx context.Context, _ int) error { return answers(ctx, "http://"+at+"/healthz") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { app.Stop(5 * time.Second) })
+	r.targets = append(r.targets, "http://"+at)
+}
+
+// race changes and reads few profiles through all of them, and says how old the answers were.
+func (r *racers) race(t *testing.T, allowed time.Duration) staleness {
+	t.Helper()
+	load := exec.CommandContext(t.Context(), r.twitter, "load", "--targets", strings.Join(r.targets, ","), "--region", region, "--db", r.db,
+		"--mix", "races", "--rate", "150", "--for", "20s", "--check", "1", "--max-staleness", allowed.String(), "-o", "json")
+	var out, notes bytes.Buffer
+	load.Stdout, load.Stderr = &out, &notes
+	err := load.Run()
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	var s staleness
+	if jsonErr := json.Unmarshal([]byte(lines[len(lines)-1]), &s); jsonErr != nil {
+		t.Fatalf("%v: %v: %s", jsonErr, err, notes.String())
+	}
+	if (err != nil) != (s.Errors+s.Wrong > 0) {
+		t.Errorf("twitter load: %v after %+v", err, s)
+	}
+	t.Logf("%+v, allowed %s", s, allowed)
+	if s.Checked < 1000 || s.Errors > 0 {
+		t.Errorf("%+v: want at least 1000 answers checked and no errors: %s", s, notes.String())
+	}
+	return s
+}
+
+// races is a race in one region, of two applications.
 func races(t *testing.T, holdOff, lag, allowed time.Duration) staleness {
 	t.Helper()
 	m := newMesh(t)
@@ -36,58 +88,45 @@ func races(t *testing.T, holdOff, lag, allowed time.Duration) staleness {
 		t.Fatal(err)
 	}
 	m.replace(t, regexp.MustCompile(`( +)writes: refill`).ReplaceAllString(string(text), "${0}\n${1}holdOff: "+holdOff.String()))
-	plane := m.startControlplane(t)
-	twitter, db := filepath.Join(filepath.Dir(program(t)), "twitter"), "sqlite:"+filepath.Join(m.dir, "db")
-	if out, err := exec.CommandContext(t.Context(), twitter, "seed", "--db", db, "--users", "100", "--tweets", "200", "--regions", region).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	plane, r := m.startControlplane(t), newRacers(t, m, region)
+	for _, name := range []string{"a", "b"} {
+		s := m.startSidecar(t, name, plane)
+		plane.waitSynced(t, name)
+		r.add(t, s, region, lag)
 	}
-	var targets []string
-	for i, at := range freeAddresses(t, 2) {
-		s := m.startSidecar(t, []string{"a", "b"}[i], plane)
-		plane.waitSynced(t, s.name)
-		app, err := process.Start(t.Context(), process.Spec{Name: "twitter", Path: twitter, Log: filepath.Join(m.dir, s.name+"-app.log"),
-			Args:  []string{"serve", "--region", region, "--listen", at, "--db", db, "--redis", s.redis, "--coherent", "--db-replica-lag", lag.String()},
-			Ready: func(ctx context.Context, _ int) error { return answers(ctx, "http://"+at+"/healthz") }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { app.Stop(5 * time.Second) })
-		targets = append(targets, "http://"+at)
-	}
-	load := exec.CommandContext(t.Context(), twitter, "load", "--targets", strings.Join(targets, ","), "--region", region, "--db", db,
-		"--mix", "races", "--rate", "150", "--for", "20s", "--check", "1", "--max-staleness", allowed.String(), "-o", "json")
-	var out, notes bytes.Buffer
-	load.Stdout, load.Stderr = &out, &notes
-	err = load.Run()
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	var s staleness
-	if jsonErr := json.Unmarshal([]byte(lines[len(lines)-1]), &s); jsonErr != nil {
-		t.Fatalf("%v: %v: %s", jsonErr, err, notes.String())
-	}
-	if (err != nil) != (s.Errors+s.Wrong > 0) {
-		t.Errorf("twitter load: %v after %+v", err, s)
-	}
-	t.Logf("hold-off %s, lag %s: %+v", holdOff, lag, s)
-	if s.Checked < 1000 || s.Errors > 0 {
-		t.Errorf("%+v: want at least 1000 answers checked and no errors: %s", s, notes.String())
-	}
-	return s
+	return r.race(t, allowed)
 }
+
+const (
+	defaultHoldOff = 3 * time.Second
+	// The application deletes a key a moment after the change.
+	deleted = 500 * time.Millisecond
+)
 
 // No value that was read too early, from a database or a replica of it that lags, is served for longer than the lag and the hold-off after its
 // replacement.
 func TestNoStaleValueOutlivesLagAndHoldOff(t *testing.T) {
-	const holdOff = 3 * time.Second
-	// Deleting a key takes the application a moment after the change.
-	const moment = 500 * time.Millisecond
 	for _, lag := range []time.Duration{0, 500 * time.Millisecond, 2 * time.Second} {
 		t.Run(lag.String(), func(t *testing.T) {
-			if s := races(t, holdOff, lag, lag+holdOff+moment); s.Wrong > 0 {
+			if s := races(t, defaultHoldOff, lag, lag+defaultHoldOff+deleted); s.Wrong > 0 {
 				t.Errorf("%d answers were older", s.Wrong)
 			} else if lag > 0 && s.Stalest < float64(lag.Milliseconds())/2 {
 				t.Errorf("the oldest answer was stale for %.0f ms: there were no races", s.Stalest)
 			}
 		})
+	}
+}
+
+// Nor in another region than that in which the value was changed.
+func TestNoStaleValueOutlivesLagAndHoldOffElsewhere(t *testing.T) {
+	const lag = time.Second
+	m := newLinkedRegions(t, 1)
+	r := newRacers(t, m.testMesh, region, "there")
+	for _, in := range m.regions {
+		r.add(t, in.sidecars[0], in.name, lag)
+	}
+	if s := r.race(t, lag+defaultHoldOff+deleted); s.Wrong > 0 {
+		t.Errorf("%d answers were older", s.Wrong)
 	}
 }
 
