@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,6 +27,8 @@ type chaosPlan struct {
 	rate             float64       // changes a second, of all routes
 	every            time.Duration // from one kill to the next, on average
 	pubsub           bool          // in place of cachemesh's own invalidation
+	kinds            []string      // what is killed; none is everything
+	logs             string        // folder that keeps all files of the run; "" is none
 	keysPerRate      float64       // how many keys there are for each change a second
 	lag, holdOff     time.Duration // of the database's replicas, and of the route
 	bound, withFence time.Duration // how old a value may be
@@ -51,6 +54,8 @@ func chaosFlags(cmd *cobra.Command, s *settings) {
 	f.DurationVar(&s.chaos.time, "for", 0, "how long there are changes and kills; looking takes a minute longer (default: 18m)")
 	f.Float64Var(&s.chaos.rate, "rate", 0, "changes a second (default: 1000)")
 	f.DurationVar(&s.chaos.every, "kill-every", 0, "from one kill to the next, on average (default: 4s)")
+	f.StringSliceVar(&s.chaos.kinds, "kill", nil, "kill only these: "+strings.Join(kindNames(), ", "))
+	f.StringVar(&s.chaos.logs, "logs", "", "folder that keeps the logs and other files of the run")
 	f.BoolVar(&s.chaos.pubsub, "pubsub", false, "have applications invalidate over Redis Pub/Sub, to see what the checker sees")
 }
 
@@ -93,6 +98,12 @@ func benchChaos(ctx context.Context, s settings) (result, error) {
 	if s.quick {
 		plan = s.chaos.or(chaosQuick)
 	}
+	if plan.logs != "" {
+		s.dir = plan.logs
+		if err := os.MkdirAll(s.dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
 	cachemesh, err := build(ctx, s.dir, "cachemesh", "cmd/cachemesh")
 	if err != nil {
 		return nil, err
@@ -133,7 +144,7 @@ func (p chaosPlan) or(other chaosPlan) chaosPlan {
 	if p.every != 0 {
 		other.every = p.every
 	}
-	other.pubsub = p.pubsub
+	other.pubsub, other.kinds, other.logs = p.pubsub, p.kinds, p.logs
 	return other
 }
 

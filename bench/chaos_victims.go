@@ -40,12 +40,21 @@ type strike struct {
 	Back   float64   `json:"back_after_seconds"` // that it is started again; 0 is by its agent
 }
 
-// kinds are what a strike may be, with how often.
-var kinds = []struct {
+// kindOfStrike is one, and how often it is.
+type kindOfStrike struct {
 	name   string
 	weight int
-}{
+}
+
+var kinds = []kindOfStrike{
 	{"agent", 4}, {"agents_of_a_region", 1}, {"envoy", 3}, {"primary", 4}, {"replica", 2}, {"primary_and_agent", 1}, {"control_plane", 2}, {"shard", 1},
+}
+
+func kindNames() (names []string) {
+	for _, k := range kinds {
+		names = append(names, k.name)
+	}
+	return names
 }
 
 func newVictims(ctx context.Context, dir string, m *meshRegions, plan chaosPlan) (*victims, error) {
@@ -72,12 +81,12 @@ func (v *victims) stop() {
 func (v *victims) run(ctx context.Context, plan chaosPlan, progress io.Writer) error {
 	v.began = time.Now()
 	defer v.mending.Wait()
-	kinds := kinds
+	kinds := slices.DeleteFunc(slices.Clone(kinds), func(k kindOfStrike) bool { return len(plan.kinds) > 0 && !slices.Contains(plan.kinds, k.name) })
 	if plan.pubsub {
-		kinds = append(slices.Clone(kinds), struct {
-			name   string
-			weight int
-		}{"bus", 8})
+		kinds = append(kinds, kindOfStrike{"bus", 8})
+	}
+	if len(kinds) == 0 {
+		return fmt.Errorf("--kill %v: want some of %v", plan.kinds, kindNames())
 	}
 	total := 0
 	for _, kind := range kinds {
