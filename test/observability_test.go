@@ -25,6 +25,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/certs"
+	control "github.com/cachemesh/cachemesh/controlplane"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -331,7 +332,22 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	// A region that is paused, and a journal that is gone.
 	cachemesh(t, "region", "pause", "eu-west", "--dir", d.dir).want(t, 0)
 	p.waitAlert(t, "CachemeshLinkPaused")
+	if alerts := cachemesh(t, "status", "--dir", d.dir).want(t, 0).stdout; !strings.Contains(alerts, "region resume eu-west") {
+		t.Errorf("status does not tell of the pause: %s", alerts)
+	}
 	cachemesh(t, "region", "resume", "eu-west", "--dir", d.dir).want(t, 0)
+	eventually(t, 10*time.Second, func() error {
+		s := decode[struct{ Links []control.LinkStatus }](t, cachemesh(t, "region", "status", "-o", "json", "--dir", d.dir).want(t, 0))
+		for _, l := range s.Links {
+			if l.State != control.LinkUp || l.LagMS == nil || *l.LagMS > 1000 {
+				return fmt.Errorf("from %s to %s, %s: %+v", l.From, l.To, l.Pool, l)
+			}
+		}
+		if len(s.Links) != 4 {
+			return fmt.Errorf("%d links, want those of 2 pools in both directions", len(s.Links))
+		}
+		return nil
+	})
 	d.loseJournal(t, 0, 4)
 	p.waitAlert(t, "CachemeshJournalGap")
 
