@@ -314,21 +314,6 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	cachemesh(t, "shard", "register", "--consul", first.Consul.Address, "--pool", "timelines", "--shard", "timelines-9", "--address", "127.0.0.1:9").want(t, 0)
 	p.waitAlert(t, "CachemeshRegistrationsIgnored")
 
-	// Agents that say nothing for a moment, and a shard that loses its other node, too.
-	second := d.endpoints.Regions[1]
-	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
-		for _, s := range second.Sidecars {
-			if err := syscall.Kill(s.PID, sig); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if sig == syscall.SIGSTOP {
-			p.waitAlert(t, "CachemeshShardUnwitnessed")
-		}
-	}
-	d.killPrimary(t, 1, 0)
-	p.waitAlert(t, "CachemeshShardStandIn")
-
 	// A region that is paused, and a journal that is gone.
 	cachemesh(t, "region", "pause", "eu-west", "--dir", d.dir).want(t, 0)
 	p.waitAlert(t, "CachemeshLinkPaused")
@@ -350,6 +335,21 @@ func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	})
 	d.loseJournal(t, 0, 4)
 	p.waitAlert(t, "CachemeshJournalGap")
+
+	// Agents that say nothing for a moment, and a shard that loses its other node, too.
+	second := d.endpoints.Regions[1]
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		for _, s := range second.Sidecars {
+			if err := syscall.Kill(s.PID, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if sig == syscall.SIGSTOP {
+			p.waitAlert(t, "CachemeshShardUnwitnessed")
+		}
+	}
+	d.killPrimary(t, 1, 0)
+	p.waitAlert(t, "CachemeshShardStandIn")
 
 	d.breakThings(t)
 	for _, alert := range []string{
