@@ -84,7 +84,7 @@ func (h *held) append(out []byte, clock time.Time) []byte {
 		out = holdoff.AppendMarks(out, h.marks, clock)
 	}
 	if len(h.written) > 0 {
-		h.asked++
+		h.asked += 1 + len(h.written)
 		out = holdoff.AppendLook(out, h.written)
 	}
 	return out
@@ -109,28 +109,14 @@ func (e *executor) noted(up *upstream) error {
 
 // looked reads whether any of the written keys is held.
 func (e *executor) looked(up *upstream) error {
-	l, err := up.line()
-	if err != nil {
-		return err
-	}
-	if l[0] == '-' {
-		e.s.unnoted(failed(l[1 : len(l)-2]))
-		return nil
-	}
-	n, err := length(l)
-	if err != nil {
-		return err
-	}
-	if l[0] != '*' || n != 1+len(e.held.written) {
-		return errProtocol
-	}
-	for range n {
-		if l, err = up.line(); err != nil {
+	for range 1 + len(e.held.written) {
+		l, err := up.line()
+		if err != nil {
 			return err
 		}
 		switch {
 		case l[0] == '_' || l[0] == '$' && l[1] == '-':
-		case l[0] == ',':
+		case l[0] == '-' || l[0] == ',': // a full node does not say: the script finds out
 			e.held.suspect = true
 		case l[0] == '$':
 			e.held.suspect = true

@@ -21,7 +21,7 @@
 // a hold-off, in the same round trip, whoever wrote it looks whether it is held, and if so notes it, which shortens its time to live, before the
 // write is answered. Should that not happen because the writer was killed in between, the end of the hold-off removes the key all the same.
 //
-// What happens all the time takes one plain command for any number of keys: AppendMarks and AppendLook. A script, the Note, does the rest.
+// What happens all the time takes plain commands: AppendMarks and AppendLook. A script, the Note, does the rest.
 package holdoff
 
 import (
@@ -79,16 +79,19 @@ func AppendMarks(b []byte, marks []Mark, now time.Time) []byte {
 // Plain says whether a key may be marked by AppendMarks. Others need a Note.
 func Plain(key []byte) bool { return len(key) <= maxKey }
 
-// AppendLook appends the command that looks whether keys are held. Its reply is an array of one element more than there are keys. If any is not
-// nil, a Note of the keys is needed.
+// AppendLook appends the commands that look whether keys are held, one more than there are keys. If the reply to any of them is not nil, a Note
+// of the keys is needed.
+//
+// ZADD with XX and INCR by 0 changes nothing. ZMSCORE would count as a hit or a miss of the cache, and every refill would look like two misses.
 func AppendLook(b []byte, written [][]byte) []byte {
-	b = append(strconv.AppendInt(append(b, '*'), int64(3+len(written)), 10), "\r\n$7\r\nZMSCORE\r\n"...)
-	b = appendBulk(appendBulk(b, heldKey), prefixesKey)
+	b = appendBulk(append(b, look...), prefixesKey)
 	for _, k := range written {
-		b = appendBulk(b, k)
+		b = appendBulk(append(b, look...), k)
 	}
 	return b
 }
+
+var look = appendBulk(appendBulk(appendBulk(appendBulk(appendBulk([]byte("*6\r\n"), "ZADD"), heldKey), "XX"), "INCR"), "0")
 
 // Note is what happened to keys of routes with a hold-off. Sent after it, in one transaction where the removals are in one.
 type Note struct {

@@ -99,8 +99,9 @@ var dueScript = script(allowOOM + `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local clock = string.format('%.0f', now)
+-- This alone is no hit or miss.
+if not redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '1') then return {'0', clock} end
 local size = redis.call('ZCARD', KEYS[1])
-if size == 0 then return {'0', clock} end
 ` + fmt.Sprintf(`
 if size > %d then
   local last = math.floor(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
