@@ -7,7 +7,6 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +21,6 @@ import (
 type linkWorld struct {
 	*links
 	t      *testing.T
-	mu     sync.Mutex
 	last   map[string]*reports.Follow
 	events []shards.Event
 }
