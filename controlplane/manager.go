@@ -73,6 +73,9 @@ func (m *manager) members(t mesh.Topology, frozen bool) {
 	for _, pool := range t.Pools {
 		for _, shard := range pool.Shards {
 			member := shards.Member{Pool: pool.Name, Shard: shard.Name, Follow: m.observe || pool.Failover == mesh.FollowIts}
+			if first, ok := shard.Primary(); ok {
+				member.First = first.Address // of mesh.yaml; registrations have no order
+			}
 			for _, n := range shard.Nodes {
 				member.Nodes = append(member.Nodes, n.Address)
 				m.accesses[n.Address] = pool.Redis

@@ -1,6 +1,8 @@
 package shards
 
 import (
+	"slices"
+
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
@@ -21,11 +23,14 @@ func (d *deciding) follow(member Member, s Shard, known bool) {
 	case len(claims) == 0:
 	default:
 		to := d.newest(claims)
+		if slices.Contains(claims, member.First) && d.nodes[member.First].Epoch == d.nodes[to].Epoch {
+			to = member.First
+		}
 		claiming := current != nil && d.alive(d.now, s.Primary) && current.Role == mesh.Primary
 		gone := !d.alive(d.now, s.Primary) && d.now.Sub(d.memory[member.Shard].first) >= d.config.DownAfter
 		switch {
 		case to == s.Primary:
-		case claiming && d.nodes[to].Epoch > current.Epoch, !claiming && !gone && current != nil && current.Role == mesh.Replica, gone && len(claims) == 1:
+		case claiming && (d.nodes[to].Epoch > current.Epoch || to == member.First), !claiming && !gone && current != nil && current.Role == mesh.Replica, gone && len(claims) == 1:
 			d.take(member, s, to, "it says that it is primary")
 			return
 		}

@@ -23,6 +23,7 @@ type Member struct {
 	Pool   string
 	Shard  string
 	Follow bool     // others manage its nodes: they are only looked at
+	First  string   // with Follow: who is followed if several nodes say that they are primary; "" is who was last
 	Nodes  []string // addresses, in the membership's order
 }
 

@@ -272,4 +272,9 @@ func TestFollow(t *testing.T) {
 	if s := w.shard("s"); s.Primary != "a" || s.Epoch != 2 {
 		t.Fatalf("the old one claims, too: %+v", s)
 	}
+	w.m.Members([]Member{{Pool: "p", Shard: "s", Follow: true, First: "b", Nodes: []string{"b", "a"}}})
+	w.run(2 * time.Second)
+	if s := w.shard("s"); s.Primary != "b" || s.Epoch != 3 {
+		t.Fatalf("the file says which of the two: %+v", s)
+	}
 }
