@@ -22,6 +22,7 @@ type Options struct {
 	PortOffset int // added to every port
 	DBLatency  time.Duration
 	Membership string // static or consul
+	Coherent   bool   // regions tell each other what applications change
 	TLS        bool   // everywhere but between an application and its sidecar
 	Prometheus bool   // start one that watches
 	Cachemesh  string // the program to start control planes and sidecars with
@@ -80,7 +81,10 @@ type nodeLayout struct {
 }
 
 func newLayout(o Options) layout {
-	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Transactions: mesh.TransactionsLanes, Pools: poolsWith(o)}}
+	l := layout{options: o, mesh: mesh.Mesh{APIVersion: mesh.APIVersion, Kind: mesh.Kind, Pools: poolsWith(o)}}
+	if o.Coherent {
+		l.mesh.Transactions = mesh.TransactionsLanes
+	}
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port+o.PortOffset) }
 	node := 7001 + o.PortOffset
 	sidecar := 0
@@ -97,7 +101,9 @@ func newLayout(o Options) layout {
 		}
 		spec := mesh.RegionSpec{Name: name}
 		for _, s := range r.sidecars {
-			spec.Links = append(spec.Links, s.link)
+			if o.Coherent {
+				spec.Links = append(spec.Links, s.link)
+			}
 		}
 		for _, p := range pools {
 			for j := range shardsPerPool {
@@ -177,8 +183,12 @@ func (l layout) controlplaneCommand(r regionLayout) []string {
 }
 
 func (l layout) sidecarCommand(r regionLayout, s sidecarLayout) []string {
-	return append([]string{l.options.Cachemesh, "sidecar", "--region", r.name, "--name", s.name, "--controlplane", r.xds, "--dir", s.dir,
-		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics, "--link", s.link}, l.options.sidecarTLS(r.name, s.name)...)
+	command := []string{l.options.Cachemesh, "sidecar", "--region", r.name, "--name", s.name, "--controlplane", r.xds, "--dir", s.dir,
+		"--redis", s.redis, "--redis-resp3", s.resp3, "--admin", s.admin, "--metrics", s.metrics}
+	if l.options.Coherent {
+		command = append(command, "--link", s.link)
+	}
+	return append(command, l.options.sidecarTLS(r.name, s.name)...)
 }
 
 // peers tells each application where those of the other regions are.
@@ -191,8 +201,12 @@ func (l layout) peers() string {
 }
 
 func (l layout) appCommand(r regionLayout, s sidecarLayout) []string {
-	return []string{l.options.Twitter, "serve", "--listen", s.app, "--region", r.name, "--redis", "unix:" + filepath.Join(s.dir, "redis.sock"),
-		"--db", l.database(), "--peers", l.peers(), "--db-latency", l.options.DBLatency.String(), "--coherent"}
+	command := []string{l.options.Twitter, "serve", "--listen", s.app, "--region", r.name, "--redis", "unix:" + filepath.Join(s.dir, "redis.sock"),
+		"--db", l.database(), "--peers", l.peers(), "--db-latency", l.options.DBLatency.String()}
+	if l.options.Coherent {
+		command = append(command, "--coherent")
+	}
+	return command
 }
 
 func (l layout) loadCommand(r regionLayout) []string {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/mesh"
@@ -19,16 +20,21 @@ func (o Options) passwordFile() string            { return o.certificates("redis
 
 // poolsWith are the pools, with how to log in to their nodes.
 func poolsWith(o Options) []mesh.PoolSpec {
-	if !o.TLS {
-		return pools
-	}
-	secured := make([]mesh.PoolSpec, len(pools))
+	chosen := make([]mesh.PoolSpec, len(pools))
 	for i, p := range pools {
-		p.Redis = &mesh.RedisAccess{Username: redisUser, PasswordFile: o.passwordFile(),
-			TLS: &mesh.TLSFiles{CAFile: o.certificates("ca.pem"), ServerName: "redis"}}
-		secured[i] = p
+		p.Routes = slices.Clone(p.Routes)
+		for j, r := range p.Routes {
+			if !o.Coherent {
+				p.Routes[j] = local(r.Prefix)
+			}
+		}
+		if o.TLS {
+			p.Redis = &mesh.RedisAccess{Username: redisUser, PasswordFile: o.passwordFile(),
+				TLS: &mesh.TLSFiles{CAFile: o.certificates("ca.pem"), ServerName: "redis"}}
+		}
+		chosen[i] = p
 	}
-	return secured
+	return chosen
 }
 
 // writeCertificates makes new ones, and a new password, for each demo.

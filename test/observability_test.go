@@ -253,7 +253,7 @@ func (d *demoRun) change(t *testing.T, edit func(*mesh.Mesh)) {
 
 func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	all := questions(t)
-	d := startDemo(t, "--rate", "100", "--membership", "consul", "--tls")
+	d := startDemo(t, "--rate", "100", "--membership", "consul", "--tls", "--coherent")
 	p := startPrometheus(t, d.dir)
 	// A change shows in rates only if it comes after the first scrape.
 	eventually(t, 30*time.Second, func() error {

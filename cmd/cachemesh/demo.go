@@ -59,6 +59,7 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 	f.BoolVar(&o.NoLoad, "no-load", false, "start everything but the load generators")
 	f.IntVar(&o.Rate, "rate", 700, "requests a second in each region")
 	f.IntVar(&o.PortOffset, "port-offset", 0, "add this to every port")
+	f.BoolVar(&o.Coherent, "coherent", false, "the regions tell each other what applications change; not yet free of failed operations in a switch")
 	f.BoolVar(&o.TLS, "tls", false, "TLS and passwords everywhere but between an application and its sidecar")
 	f.BoolVar(&o.Prometheus, "prometheus", false, "start a Prometheus that watches, on port 9090")
 	f.DurationVar(&o.DBLatency, "db-latency", 0, "imitate a distant database")
