@@ -401,7 +401,7 @@ func (m *manager) alerts() []Alert {
 	return all
 }
 
-// What agents say goes to the machine as it is.
+// What agents say goes to the machine as it is. A decision comes in a moment anyway: only news that somebody waits for wakes it.
 
 func (m *manager) AgentSeen(agent string) {
 	m.with(func(now time.Time) { m.machine.AgentSeen(now, agent) })
@@ -413,6 +413,9 @@ func (m *manager) AgentLost(agent string) {
 
 func (m *manager) Verdicts(agent string, all []shards.Verdict) {
 	m.with(func(now time.Time) { m.machine.Verdicts(now, agent, all) })
+	if slices.ContainsFunc(all, func(v shards.Verdict) bool { return v.Down }) {
+		signal(m.wake)
+	}
 }
 
 func (m *manager) Acknowledged(agent string, endpoints []Endpoint) {
@@ -421,11 +424,11 @@ func (m *manager) Acknowledged(agent string, endpoints []Endpoint) {
 			m.machine.Acknowledged(agent, e.Shard, e.Address)
 		}
 	})
+	signal(m.wake)
 }
 
 func (m *manager) with(f func(now time.Time)) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	f(time.Now())
-	m.mu.Unlock()
-	signal(m.wake)
 }

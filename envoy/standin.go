@@ -34,29 +34,26 @@ func plaintextMatch() *clusterv3.Cluster_TransportSocketMatch {
 
 // standIn is a shard's place on the ring with the agent's socket in place of a node.
 func standIn(s mesh.Shard) *endpointv3.LbEndpoint {
-	h := host(s, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: StandInPath(s.Name, s.StandIn)}}})
+	h := host(s, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: s.StandIn.Path(s.Name)}}})
 	if s.StandIn == mesh.Null {
 		h.Metadata.FilterMetadata["envoy.transport_socket_match"] = plaintextMatch().Match
 	}
 	return h
 }
 
-// Address is that of a shard's Endpoint in the cluster that reads: of its primary, or its StandInPath; "" if it has neither.
+// Address is that of a shard's Endpoint in the cluster that reads: of its primary, or its StandIn's path; "" if it has neither.
 func Address(s mesh.Shard) string {
 	if s.StandIn != "" {
-		return StandInPath(s.Name, s.StandIn)
+		return s.StandIn.Path(s.Name)
 	}
 	primary, _ := s.Primary()
 	return primary.Address
 }
 
-// StandInPath is where the agent answers for a shard, relative to the sidecar's folder, which is Envoy's working directory.
-func StandInPath(shard string, kind mesh.StandIn) string { return string(kind) + "/" + shard + ".sock" }
-
 // Endpoint is what an Envoy knows of a shard.
 type Endpoint struct {
 	Shard string
-	// Address is IP:port of the primary, the StandInPath, or the LanePath.
+	// Address is IP:port of the primary, the StandIn's path, or the LanePath.
 	Address string
 	StandIn mesh.StandIn // "" if Address is the primary's or the lane's
 	Lane    bool
@@ -95,7 +92,7 @@ func (e *Endpoint) ofSocket() bool {
 		return false
 	}
 	for _, kind := range []mesh.StandIn{mesh.Null, mesh.Hold} {
-		if e.Address == StandInPath(e.Shard, kind) {
+		if e.Address == kind.Path(e.Shard) {
 			e.StandIn = kind
 			return true
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cachemesh/cachemesh/node"
 )
 
 // maxTail bounds what a tail remembers.
@@ -118,7 +120,7 @@ func (e *executor) keepHouse() {
 	}
 	e.up.used = time.Now()
 	info, _ := v.(string)
-	if offset, err := strconv.ParseInt(field(info, "master_repl_offset"), 10, 64); err == nil {
+	if offset, err := strconv.ParseInt(node.Field(info, "master_repl_offset"), 10, 64); err == nil {
 		e.tail.written(offset)
 	}
 	if offset, ok := replicated(info); ok {

@@ -106,7 +106,7 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 	if err != nil {
 		return err
 	}
-	up.id = identity{t.Epoch, t.Address, field(info, "run_id")}
+	up.id = identity{t.Epoch, t.Address, node.Field(info, "run_id")}
 	if up.id.runID == "" {
 		return errors.New("INFO has no run_id: is this a Redis?")
 	}
@@ -427,14 +427,4 @@ func passes(text string) bool {
 		}
 	}
 	return false
-}
-
-// field reads a line "name:value" of INFO.
-func field(info, name string) string {
-	for line := range strings.Lines(info) {
-		if value, ok := strings.CutPrefix(line, name+":"); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
 }

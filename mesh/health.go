@@ -65,3 +65,6 @@ const (
 	Null StandIn = "null"
 	Hold StandIn = "hold"
 )
+
+// Path is where a sidecar's agent answers for a shard, relative to the sidecar's folder, which is Envoy's working directory.
+func (s StandIn) Path(shard string) string { return string(s) + "/" + shard + ".sock" }

@@ -121,20 +121,20 @@ func (c *Client) ask(ctx context.Context, r redis.Cmdable, command func(redis.Pi
 		return n, false, err
 	}
 	n.Loading, hidden = redis.IsLoadingError(reply.Err()), redis.IsMasterDownError(reply.Err())
-	n.RunID = field(server.Val(), "run_id")
+	n.RunID = Field(server.Val(), "run_id")
 	if n.RunID == "" {
 		return shards.Node{Address: c.address}, false, errors.New("INFO has no run_id: is this a Redis?")
 	}
 	info := replication.Val()
-	n.ReplID = field(info, "master_replid")
+	n.ReplID = Field(info, "master_replid")
 	offset := "master_repl_offset"
 	n.Role = mesh.Primary
-	if field(info, "role") != "master" {
+	if Field(info, "role") != "master" {
 		n.Role, offset = mesh.Replica, "slave_repl_offset"
-		n.Of = net.JoinHostPort(field(info, "master_host"), field(info, "master_port"))
-		n.Linked = field(info, "master_link_status") == "up"
+		n.Of = net.JoinHostPort(Field(info, "master_host"), Field(info, "master_port"))
+		n.Linked = Field(info, "master_link_status") == "up"
 	}
-	n.Offset, _ = strconv.ParseInt(field(info, offset), 10, 64)
+	n.Offset, _ = strconv.ParseInt(Field(info, offset), 10, 64)
 	return n, hidden, nil
 }
 
@@ -153,8 +153,8 @@ func isReply(err error) bool {
 	return errors.As(err, &reply)
 }
 
-// field reads a line "name:value" of INFO.
-func field(info, name string) string {
+// Field reads a line "name:value" of INFO, "" if there is none.
+func Field(info, name string) string {
 	for line := range strings.Lines(info) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
 			return strings.TrimSpace(value)

@@ -103,7 +103,7 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 func (d *deciding) hand(member Member, s Shard, c Change) {
 	k := d.memory[member.Shard]
 	a := Action{Op: Handover, Shard: member.Shard, Node: c.To, From: c.From, Epoch: c.Epoch, RunID: c.RunID}
-	held := d.acknowledged(member.Shard, HoldPath(member.Shard))
+	held := d.acknowledged(member.Shard, mesh.Hold.Path(member.Shard))
 	promoted, waited := d.promoted(member, c), d.now.Sub(k.begun)
 	late := waited >= holdFor+2*d.config.DownAfter
 	over := k.handed || d.alive(d.now, c.From) && !d.well(s) || d.down(d.now, member.Shard, s)
@@ -179,18 +179,10 @@ func (d *deciding) finish(name string, s Shard, c Change) {
 	d.event(Event{Kind: c.Kind, Shard: name, Pool: s.Pool, Epoch: c.Epoch, From: c.From, To: c.To, Reason: c.Reason, Steps: c.Steps})
 }
 
-// The paths, relative to a sidecar's folder, of the sockets that stand in for a shard's nodes.
-
-// NullPath is that of the one that answers as an empty Redis.
-func NullPath(shard string) string { return "null/" + shard + ".sock" }
-
-// HoldPath is that of the one that lets requests wait.
-func HoldPath(shard string) string { return "hold/" + shard + ".sock" }
-
 // served says whether all connected sidecars have acknowledged who answers now.
 func (d *deciding) served(name string, s Shard) bool {
 	if s.Primary == "" {
-		return d.acknowledged(name, NullPath(name))
+		return d.acknowledged(name, mesh.Null.Path(name))
 	}
 	return d.acknowledged(name, s.Primary)
 }

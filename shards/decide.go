@@ -28,6 +28,7 @@ type deciding struct {
 	changed bool
 	actions []Action
 	answers []Answer
+	held    map[string]bool // pools in which nothing may be begun
 }
 
 // Decide says what is to be done now. It is to be called again when its State has been written, when something was taken in,
@@ -135,7 +136,7 @@ func (d *deciding) shard(member Member) {
 		d.advance(member, s)
 	case !known:
 		d.bootstrap(member)
-	case d.frozen(member.Pool):
+	case d.held[member.Pool]:
 	case s.Primary == "":
 		d.recover(member, s)
 	case d.down(d.now, name, s):

@@ -13,36 +13,53 @@ const (
 	fewest = 2
 )
 
-// guard freezes pools that lost too much at once, and thaws those that have all of it back.
-func (d *deciding) guard() {
-	pools := map[string][]string{}
-	var order []string
-	for _, member := range d.members {
+// pool is a pool's nodes, without those that others manage.
+type pool struct {
+	name  string
+	nodes []string
+}
+
+// poolsOf are the pools of which something is managed.
+func poolsOf(members []Member) []pool {
+	var all []pool
+	for _, member := range members {
 		if member.Follow {
 			continue
 		}
-		if pools[member.Pool] == nil {
-			order = append(order, member.Pool)
+		i := slices.IndexFunc(all, func(p pool) bool { return p.name == member.Pool })
+		if i < 0 {
+			i, all = len(all), append(all, pool{name: member.Pool})
 		}
-		pools[member.Pool] = append(pools[member.Pool], member.Nodes...)
+		all[i].nodes = append(all[i].nodes, member.Nodes...)
 	}
-	for _, pool := range order {
-		f, frozen := d.next.Frozen[pool]
-		if frozen && !slices.ContainsFunc(f.Lost, func(address string) bool { return slices.Contains(pools[pool], address) && !d.alive(d.now, address) }) {
-			d.touch()
-			delete(d.next.Frozen, pool)
-			d.event(Event{Kind: Thawed, Pool: pool, Reason: "all nodes that were lost answer again, or are no longer registered"})
-			continue
-		}
-		if frozen && !f.Accepted {
-			continue
-		}
-		lost := d.lost(pools[pool], f.Lost, d.config.DownAfter)
-		if d.tooMany(len(lost), len(pools[pool])) {
-			d.touch()
-			d.next.Frozen[pool] = Freeze{Since: d.config.Wall(d.now), Lost: append(slices.Clone(f.Lost), lost...)}
-			d.event(Event{Kind: Frozen, Pool: pool, Reason: fmt.Sprintf("%d of %d nodes went at once: %v", len(lost), len(pools[pool]), lost)})
-		}
+	return all
+}
+
+// guard freezes pools that lost too much at once, and thaws those that have all of it back.
+func (d *deciding) guard() {
+	d.held = map[string]bool{}
+	for _, p := range d.pools {
+		d.freeze(p)
+		d.held[p.name] = d.frozen(p)
+	}
+}
+
+func (d *deciding) freeze(p pool) {
+	f, frozen := d.next.Frozen[p.name]
+	switch {
+	case frozen && !slices.ContainsFunc(f.Lost, func(address string) bool { return slices.Contains(p.nodes, address) && !d.alive(d.now, address) }):
+		d.touch()
+		delete(d.next.Frozen, p.name)
+		d.event(Event{Kind: Thawed, Pool: p.name, Reason: "all nodes that were lost answer again, or are no longer registered"})
+		return
+	case frozen && !f.Accepted:
+		return
+	}
+	lost := d.lost(p.nodes, f.Lost, d.config.DownAfter)
+	if d.tooMany(len(lost), len(p.nodes)) {
+		d.touch()
+		d.next.Frozen[p.name] = Freeze{Since: d.config.Wall(d.now), Lost: append(slices.Clone(f.Lost), lost...)}
+		d.event(Event{Kind: Frozen, Pool: p.name, Reason: fmt.Sprintf("%d of %d nodes went at once: %v", len(lost), len(p.nodes), lost)})
 	}
 }
 
@@ -60,16 +77,7 @@ func (d *deciding) lost(nodes, accepted []string, silent time.Duration) []string
 
 // frozen says whether nothing may be begun in a pool: it is frozen, or so many nodes are late with an answer that it may be in
 // a moment.
-func (d *deciding) frozen(pool string) bool {
-	f, ok := d.next.Frozen[pool]
-	if ok && !f.Accepted {
-		return true
-	}
-	var nodes []string
-	for _, member := range d.members {
-		if member.Pool == pool {
-			nodes = append(nodes, member.Nodes...)
-		}
-	}
-	return d.tooMany(len(d.lost(nodes, f.Lost, d.config.DownAfter*2/3)), len(nodes))
+func (d *deciding) frozen(p pool) bool {
+	f, ok := d.next.Frozen[p.name]
+	return ok && !f.Accepted || d.tooMany(len(d.lost(p.nodes, f.Lost, d.config.DownAfter*2/3)), len(p.nodes))
 }

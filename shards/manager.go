@@ -127,6 +127,7 @@ type Manager struct {
 	awake   time.Time // it has decided without a break from then on
 
 	members  []Member
+	pools    []pool               // of members
 	nodes    map[string]*sighting // by address
 	agents   map[string]*agent    // by name
 	verdicts map[string]map[string]verdict
@@ -196,7 +197,7 @@ func (m *Manager) Configure(downAfter time.Duration, maxLoss float64) {
 
 // Members takes in the whole membership.
 func (m *Manager) Members(members []Member) {
-	m.members = members
+	m.members, m.pools = members, poolsOf(members)
 	listed := map[string]bool{}
 	named := map[string]bool{}
 	for _, member := range members {

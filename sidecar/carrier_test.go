@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -16,33 +15,15 @@ import (
 // startLaned runs the sidecar with the lanes that it has, and tells it the topology.
 func (s *sidecar) startLaned(t testing.TB, to mesh.Topology) *agent {
 	t.Helper()
-	c, err := s.config.complete()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	held, before, err := enter(ctx, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := newAgent(c, before != nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	text, err := json.Marshal(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.topologies.offer(t, "the test", text); err != nil {
-		t.Fatal(err)
-	}
-	s.cancel, s.done = cancel, make(chan error, 1)
-	go func() {
-		defer held.Close()
-		s.done <- a.serve(ctx, held, before)
-	}()
-	t.Cleanup(func() { s.stop(t) })
-	return a
+	return s.startPrepared(t, func(a *agent) {
+		if err := a.topologies.offer(t, "the test", text); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // removals counts how often a key is in the journals of the shards.

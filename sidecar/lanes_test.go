@@ -143,6 +143,12 @@ func (w *wires) take() map[string]string {
 // startWired runs the sidecar with such lanes.
 func (s *sidecar) startWired(t testing.TB, w *wires) *agent {
 	t.Helper()
+	return s.startPrepared(t, func(a *agent) { a.lanes.bind, a.lanes.unbind, a.lanes.drain = w.bind, w.unbind, w.drain })
+}
+
+// startPrepared runs the sidecar once its agent has been made ready.
+func (s *sidecar) startPrepared(t testing.TB, prepare func(*agent)) *agent {
+	t.Helper()
 	c, err := s.config.complete()
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +162,7 @@ func (s *sidecar) startWired(t testing.TB, w *wires) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.lanes.bind, a.lanes.unbind, a.lanes.drain = w.bind, w.unbind, w.drain
+	prepare(a)
 	s.cancel, s.done = cancel, make(chan error, 1)
 	go func() {
 		defer held.Close()

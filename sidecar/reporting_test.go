@@ -464,7 +464,7 @@ func TestEndpointsAreReportedOnceEnvoyAcknowledgedThem(t *testing.T) {
 	swapped := topology(shards[1], shards[0])
 	swapped.Pools[0].Shards[1].StandIn = mesh.Null
 	plane.serve(t, "2", build(t, swapped))
-	after := map[string]string{"all-0": shards[1], "all-1": envoy.StandInPath("all-1", mesh.Null)}
+	after := map[string]string{"all-0": shards[1], "all-1": mesh.Null.Path("all-1")}
 	plane.heard.waitHas(t, after)
 
 	// An Envoy that starts with nothing has nothing until it acknowledges again.

@@ -31,7 +31,7 @@ type standIns struct {
 	ended   chan struct{} // closed when the agent ends
 
 	mu          sync.Mutex
-	sockets     map[string]*standInSocket          // by envoy.StandInPath
+	sockets     map[string]*standInSocket          // by mesh.StandIn.Path
 	kinds       map[string]map[string]mesh.StandIn // by resource and shard, as last told
 	holds       map[string]*hold                   // by shard
 	connections map[net.Conn]bool                  // all that are open, either way

@@ -43,7 +43,7 @@ func endpointsOf(t *testing.T, kind mesh.StandIn, address string) []*discovery.R
 // reach connects to the socket of the shard.
 func (s *standIns) reach(t *testing.T, kind mesh.StandIn) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("unix", s.socketPath(envoy.StandInPath("all-0", kind)))
+	conn, err := net.Dial("unix", s.socketPath(kind.Path("all-0")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -342,9 +342,9 @@ func (r *report) acknowledge(shard string) {
 	address := to.address
 	switch to.standIn {
 	case mesh.Hold:
-		address = shards.HoldPath(shard)
+		address = mesh.Hold.Path(shard)
 	case mesh.Null:
-		address = shards.NullPath(shard)
+		address = mesh.Null.Path(shard)
 	}
 	r.upwards(func() { r.c.manager.Acknowledged(r.agent.name, shard, address) })
 }

@@ -71,7 +71,7 @@ var mutants = []mutant{
 
 	// What stays.
 	one("the guard is off", "guard.go", "return lost > fewest && ", "return false && lost > fewest && "),
-	one("a frozen pool changes", "decide.go", "case d.frozen(member.Pool):", "case false:"),
+	one("a frozen pool changes", "decide.go", "case d.held[member.Pool]:", "case false:"),
 	one("a shard without nodes leaves the ring", "topology.go", "if !known || state.Epoch == 0 {", "if !known || state.Primary == \"\" {"),
 	one("a shard without nodes gets no stand-in", "topology.go", "case s.Primary == \"\":", "case false:"),
 }
