@@ -111,8 +111,15 @@ func (v *validation) links(field string, r RegionSpec, m *Mesh) {
 		}
 		v.once("address", address, f, "an agent's link has an address of its own")
 	}
-	if len(r.Links) == 0 && len(m.Regions) > 1 && m.coherent() {
-		v.add(field, "write the IP:port at which agents of this region are started with --link", "no other region could tell region %q of its writes", r.Name)
+	if len(r.Links) > 0 || len(m.Regions) == 1 {
+		return
+	}
+	const remedy = "write the IP:port at which agents of this region are started with --link"
+	switch {
+	case m.coherent():
+		v.add(field, remedy, "no other region could tell region %q of its writes", r.Name)
+	case m.fromRegions():
+		v.add(field, remedy, "no other region could take values from region %q", r.Name)
 	}
 }
 
@@ -128,10 +135,10 @@ func (m *Mesh) coherent() bool {
 	return false
 }
 
-// otherLinks are the links of the regions but one, nil if no route concerns other regions. A region whose links register elsewhere has
-// none here.
+// otherLinks are the links of the regions but one, nil if neither a route nor warming concerns other regions. A region whose links register
+// elsewhere has none here.
 func (m *Mesh) otherLinks(region string) map[string][]string {
-	if !m.coherent() {
+	if !m.coherent() && m.Warming == nil {
 		return nil
 	}
 	links := map[string][]string{}

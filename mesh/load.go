@@ -125,6 +125,11 @@ func (m *Mesh) setDefaults() {
 			}
 		}
 	}
+	if m.Warming != nil {
+		for i := range m.Warming.Plans {
+			m.Warming.Plans[i].setDefaults()
+		}
+	}
 }
 
 // syntaxProblem is the first thing at which the YAML library stopped.

@@ -38,6 +38,8 @@ type Mesh struct {
 	Pools []PoolSpec `yaml:"pools" jsonschema:"minItems=1"`
 	// The places that have shards of their own. In each, every pool needs at least one shard.
 	Regions []RegionSpec `yaml:"regions" jsonschema:"minItems=1"`
+	// What is loaded into the shards before anybody asks for it.
+	Warming *Warming `yaml:"warming,omitempty"`
 }
 
 // PoolSpec is a pool as mesh.yaml states it, the same in every region.
@@ -96,6 +98,10 @@ type RegionSpec struct {
 	// Addresses (IP:port) at which the region's agents are started with --link, so that other regions can tell them of writes. Left out with
 	// membership.consul.
 	Links []string `yaml:"links,omitempty"`
+	// Time zone of the region's people, such as Europe/Berlin, in which plans' times are meant (default UTC).
+	Timezone string `yaml:"timezone,omitempty" jsonschema:"maxLength=64"`
+	// Where the region is.
+	Location *Location `yaml:"location,omitempty"`
 	// The region's shards. With membership.auto others join them by registration.
 	Shards []ShardSpec `yaml:"shards,omitempty"`
 }

@@ -49,6 +49,7 @@ func (m *Mesh) validate() Problems {
 	for i, r := range m.Regions {
 		v.region(fmt.Sprintf("regions[%d]", i), r, m)
 	}
+	v.warming(m)
 	return v.problems
 }
 
@@ -76,6 +77,7 @@ func (v *validation) region(field string, r RegionSpec, m *Mesh) {
 	v.once("region", r.Name, field+".name", "rename or remove one of them")
 	v.once("datacenter", r.Datacenter, field+".datacenter", "a region has a Consul datacenter of its own")
 	v.links(field+".links", r, m)
+	v.place(field, r)
 	shards := map[string]int{}
 	known := map[string]bool{}
 	for _, p := range m.Pools {
