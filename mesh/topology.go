@@ -27,7 +27,13 @@ type Pool struct {
 	Failover Failover     `json:"failover"`
 	Redis    *RedisAccess `json:"redis,omitempty"`
 	Routes   []Route      `json:"routes"`
-	Shards   []Shard      `json:"shards"`
+	Shards   []Shard      `json:"shards"` // the ring
+	// Generation is the ring's version. 0 is as mesh.yaml or registrations have it: no handoff has changed it.
+	Generation uint64 `json:"generation,omitempty"`
+	// Login is the version of the Redis user that lanes log in as; 0 is the one that Redis names.
+	Login uint64 `json:"login,omitempty"`
+	// Handoff is under way; nil is none.
+	Handoff *Handoff `json:"handoff,omitempty"`
 }
 
 // Shard is a logical part of a pool in one region.

@@ -1,0 +1,40 @@
+package mesh
+
+import "slices"
+
+// Handoff takes a pool from one ring to the next, with the data of the keys that change their shard.
+type Handoff struct {
+	ID         uint64      `json:"id"` // of no other handoff of the region
+	Generation uint64      `json:"generation"`
+	Step       HandoffStep `json:"step"`
+	From       []Shard     `json:"from"` // the ring before
+	To         []Shard     `json:"to"`   // the ring of Generation. Both have their nodes, as far as there is a primary
+}
+
+// HandoffStep is how far a handoff is.
+type HandoffStep string
+
+// The steps of a handoff, in order; Undoing takes the place of those that are left when it is given up before Flipping.
+const (
+	// Copying: what changes at the donors is watched, and the moving keys are copied to the recipients, again and again.
+	Copying HandoffStep = "copying"
+	// Preparing: agents coexist. Whoever writes a moving key on the donors unlinks it at the recipients, and the other way round, before
+	// it replies. They do so in all steps that follow, but not in Undoing.
+	Preparing HandoffStep = "preparing"
+	// Fencing: lanes log in as the user of another Pool.Login. When all do, or are late, the user before goes: who is late gets errors.
+	Fencing HandoffStep = "fencing"
+	// Flipping: Pool.Shards is To, and sidecars are being told.
+	Flipping HandoffStep = "flipping"
+	// Purging: sidecars go to the recipients, and the donors' copies are removed.
+	Purging HandoffStep = "purging"
+	// Undoing: agents coexist no more, and what the recipients got is removed.
+	Undoing HandoffStep = "undoing"
+)
+
+// HandoffSteps are all of them.
+var HandoffSteps = []HandoffStep{Copying, Preparing, Fencing, Flipping, Purging, Undoing}
+
+// Coexists says whether agents are to keep both owners of a moving key alike.
+func (h *Handoff) Coexists() bool {
+	return h != nil && slices.Contains([]HandoffStep{Preparing, Fencing, Flipping, Purging}, h.Step)
+}
