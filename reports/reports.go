@@ -18,6 +18,11 @@ const (
 	MaxAccess  = 16 << 10
 	// MaxTopology is for some ten thousand shards. Instructions need not stay below gRPC's 4 MiB.
 	MaxTopology = 16 << 20
+	// Events of the application: of a report, and bytes of each. The rest of a report leaves room for them.
+	MaxEvents = 32
+	MaxEvent  = 8 << 10
+	// MaxWarming is for all runs at once. Keys are no part of them.
+	MaxWarming = 1 << 20
 )
 
 // Check says which field of a report is out of bounds.
@@ -49,8 +54,14 @@ func (r *Report) Check() error {
 			return err
 		}
 	}
-	if err := first(count("pairs", len(r.GetPairs())), count("notices", len(r.GetNotices()))); err != nil {
+	if err := first(count("pairs", len(r.GetPairs())), count("notices", len(r.GetNotices())), count("rings", len(r.GetRings()))); err != nil {
 		return err
+	}
+	for i, g := range r.GetRings() {
+		field := fmt.Sprintf("rings[%d].", i)
+		if err := first(bound(field+"pool", g.GetPool(), MaxName), bound(field+"step", g.GetStep(), MaxName)); err != nil {
+			return err
+		}
 	}
 	for i, p := range r.GetPairs() {
 		field := fmt.Sprintf("pairs[%d].", i)
@@ -62,6 +73,14 @@ func (r *Report) Check() error {
 			if err := first(bound(field+"fences.id", f.GetId(), 2*MaxName), bound(field+"fences.reason", f.GetReason(), MaxName)); err != nil {
 				return err
 			}
+		}
+	}
+	if n := len(r.GetEvents()); n > MaxEvents {
+		return fmt.Errorf("events has %d entries and may have %d", n, MaxEvents)
+	}
+	for i, e := range r.GetEvents() {
+		if len(e) > MaxEvent {
+			return fmt.Errorf("events[%d] has %d bytes and may have %d", i, len(e), MaxEvent)
 		}
 	}
 	for i, n := range r.GetNotices() {
@@ -86,6 +105,9 @@ func (m *Instructions) Check() error {
 	}
 	if n := len(m.GetTopology()); n > MaxTopology {
 		return fmt.Errorf("topology has %d bytes and may have %d", n, MaxTopology)
+	}
+	if n := len(m.GetWarming()); n > MaxWarming {
+		return fmt.Errorf("warming has %d bytes and may have %d", n, MaxWarming)
 	}
 	for i, t := range m.GetTargets() {
 		field := fmt.Sprintf("targets[%d].", i)

@@ -32,6 +32,9 @@ type Report struct {
 	Endpoints     []*Endpoint            `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // those that differ from the reports before
 	Pairs         []*Pair                `protobuf:"bytes,5,rep,name=pairs,proto3" json:"pairs,omitempty"`         // of all journals that the agent follows; those before are void
 	Notices       []*Notice              `protobuf:"bytes,6,rep,name=notices,proto3" json:"notices,omitempty"`     // that are new since the reports before
+	Events        [][]byte               `protobuf:"bytes,7,rep,name=events,proto3" json:"events,omitempty"`       // of the application, each one JSON object, oldest first; told once
+	Dropped       uint64                 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`    // events that the agent has refused or dropped since it began, because there were too many
+	Rings         []*Ring                `protobuf:"bytes,9,rep,name=rings,proto3" json:"rings,omitempty"`         // of all pools in the topology that have a handoff or a generation; those before are void
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -104,6 +107,27 @@ func (x *Report) GetPairs() []*Pair {
 func (x *Report) GetNotices() []*Notice {
 	if x != nil {
 		return x.Notices
+	}
+	return nil
+}
+
+func (x *Report) GetEvents() [][]byte {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Report) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *Report) GetRings() []*Ring {
+	if x != nil {
+		return x.Rings
 	}
 	return nil
 }
@@ -314,6 +338,83 @@ func (x *Endpoint) GetAddress() string {
 	return ""
 }
 
+// Ring is which ring of a pool the agent, its lanes and its Envoy follow, and how far they are with a handoff.
+type Ring struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // 0 is the first, or none: agent and Envoy do not follow the same
+	Handoff       uint64                 `protobuf:"varint,3,opt,name=handoff,proto3" json:"handoff,omitempty"`       // id; 0 is none
+	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`              // of the handoff, that agent, lanes and Envoy do now, in full
+	Kept          uint64                 `protobuf:"varint,5,opt,name=kept,proto3" json:"kept,omitempty"`             // keys that have yet to be removed at the other owner
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ring) Reset() {
+	*x = Ring{}
+	mi := &file_reports_reports_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ring) ProtoMessage() {}
+
+func (x *Ring) ProtoReflect() protoreflect.Message {
+	mi := &file_reports_reports_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ring.ProtoReflect.Descriptor instead.
+func (*Ring) Descriptor() ([]byte, []int) {
+	return file_reports_reports_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Ring) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *Ring) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Ring) GetHandoff() uint64 {
+	if x != nil {
+		return x.Handoff
+	}
+	return 0
+}
+
+func (x *Ring) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *Ring) GetKept() uint64 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
 // Pair is how one shard's journals fare on their way to one other region.
 type Pair struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -334,7 +435,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_reports_reports_proto_msgTypes[4]
+	mi := &file_reports_reports_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +447,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[4]
+	mi := &file_reports_reports_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +460,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{4}
+	return file_reports_reports_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Pair) GetShard() string {
@@ -451,7 +552,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_reports_reports_proto_msgTypes[5]
+	mi := &file_reports_reports_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +564,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[5]
+	mi := &file_reports_reports_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +577,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{5}
+	return file_reports_reports_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Fence) GetId() string {
@@ -525,7 +626,7 @@ type Notice struct {
 
 func (x *Notice) Reset() {
 	*x = Notice{}
-	mi := &file_reports_reports_proto_msgTypes[6]
+	mi := &file_reports_reports_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +638,7 @@ func (x *Notice) String() string {
 func (*Notice) ProtoMessage() {}
 
 func (x *Notice) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[6]
+	mi := &file_reports_reports_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +651,7 @@ func (x *Notice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notice.ProtoReflect.Descriptor instead.
 func (*Notice) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{6}
+	return file_reports_reports_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Notice) GetId() uint64 {
@@ -623,13 +724,14 @@ type Instructions struct {
 	DownAfterMs   uint32                 `protobuf:"varint,3,opt,name=down_after_ms,json=downAfterMs,proto3" json:"down_after_ms,omitempty"` // without a good answer
 	Topology      []byte                 `protobuf:"bytes,4,opt,name=topology,proto3" json:"topology,omitempty"`                             // the region's, as JSON of mesh.Topology; empty is as before on this stream, or none
 	Follow        *Follow                `protobuf:"bytes,5,opt,name=follow,proto3" json:"follow,omitempty"`                                 // whose journals the agent is to follow; missing is as before on this stream, or not decided
+	Warming       []byte                 `protobuf:"bytes,6,opt,name=warming,proto3,oneof" json:"warming,omitempty"`                         // the runs that agents are to work on, as JSON of []warming.Run; missing is as before on this stream, or not decided
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Instructions) Reset() {
 	*x = Instructions{}
-	mi := &file_reports_reports_proto_msgTypes[7]
+	mi := &file_reports_reports_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +743,7 @@ func (x *Instructions) String() string {
 func (*Instructions) ProtoMessage() {}
 
 func (x *Instructions) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[7]
+	mi := &file_reports_reports_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +756,7 @@ func (x *Instructions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instructions.ProtoReflect.Descriptor instead.
 func (*Instructions) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{7}
+	return file_reports_reports_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Instructions) GetTargets() []*Target {
@@ -692,6 +794,13 @@ func (x *Instructions) GetFollow() *Follow {
 	return nil
 }
 
+func (x *Instructions) GetWarming() []byte {
+	if x != nil {
+		return x.Warming
+	}
+	return nil
+}
+
 type Follow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shards        []*Followed            `protobuf:"bytes,1,rep,name=shards,proto3" json:"shards,omitempty"` // all: those before are void
@@ -701,7 +810,7 @@ type Follow struct {
 
 func (x *Follow) Reset() {
 	*x = Follow{}
-	mi := &file_reports_reports_proto_msgTypes[8]
+	mi := &file_reports_reports_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +822,7 @@ func (x *Follow) String() string {
 func (*Follow) ProtoMessage() {}
 
 func (x *Follow) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[8]
+	mi := &file_reports_reports_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +835,7 @@ func (x *Follow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Follow.ProtoReflect.Descriptor instead.
 func (*Follow) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{8}
+	return file_reports_reports_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Follow) GetShards() []*Followed {
@@ -746,7 +855,7 @@ type Followed struct {
 
 func (x *Followed) Reset() {
 	*x = Followed{}
-	mi := &file_reports_reports_proto_msgTypes[9]
+	mi := &file_reports_reports_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +867,7 @@ func (x *Followed) String() string {
 func (*Followed) ProtoMessage() {}
 
 func (x *Followed) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[9]
+	mi := &file_reports_reports_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +880,7 @@ func (x *Followed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Followed.ProtoReflect.Descriptor instead.
 func (*Followed) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{9}
+	return file_reports_reports_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Followed) GetShard() string {
@@ -802,7 +911,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_reports_reports_proto_msgTypes[10]
+	mi := &file_reports_reports_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +923,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_reports_reports_proto_msgTypes[10]
+	mi := &file_reports_reports_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +936,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_reports_reports_proto_rawDescGZIP(), []int{10}
+	return file_reports_reports_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Target) GetShard() string {
@@ -869,14 +978,17 @@ var File_reports_reports_proto protoreflect.FileDescriptor
 
 const file_reports_reports_proto_rawDesc = "" +
 	"\n" +
-	"\x15reports/reports.proto\x12\x11cachemesh.reports\"\xa9\x02\n" +
+	"\x15reports/reports.proto\x12\x11cachemesh.reports\"\x8a\x03\n" +
 	"\x06Report\x12.\n" +
 	"\x05agent\x18\x01 \x01(\v2\x18.cachemesh.reports.AgentR\x05agent\x12\x18\n" +
 	"\aleaving\x18\x02 \x01(\bR\aleaving\x126\n" +
 	"\bverdicts\x18\x03 \x03(\v2\x1a.cachemesh.reports.VerdictR\bverdicts\x129\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x1b.cachemesh.reports.EndpointR\tendpoints\x12-\n" +
 	"\x05pairs\x18\x05 \x03(\v2\x17.cachemesh.reports.PairR\x05pairs\x123\n" +
-	"\anotices\x18\x06 \x03(\v2\x19.cachemesh.reports.NoticeR\anotices\"a\n" +
+	"\anotices\x18\x06 \x03(\v2\x19.cachemesh.reports.NoticeR\anotices\x12\x16\n" +
+	"\x06events\x18\a \x03(\fR\x06events\x12\x18\n" +
+	"\adropped\x18\b \x01(\x04R\adropped\x12-\n" +
+	"\x05rings\x18\t \x03(\v2\x17.cachemesh.reports.RingR\x05rings\"a\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -891,7 +1003,15 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\x05error\x18\x06 \x01(\tR\x05error\":\n" +
 	"\bEndpoint\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x9b\x02\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"|\n" +
+	"\x04Ring\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\ahandoff\x18\x03 \x01(\x04R\ahandoff\x12\x12\n" +
+	"\x04step\x18\x04 \x01(\tR\x04step\x12\x12\n" +
+	"\x04kept\x18\x05 \x01(\x04R\x04kept\"\x9b\x02\n" +
 	"\x04Pair\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x14\n" +
@@ -920,14 +1040,17 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
 	"\x04keys\x18\b \x01(\x04R\x04keys\x12\x19\n" +
-	"\bafter_ms\x18\t \x01(\x04R\aafterMs\"\xd7\x01\n" +
+	"\bafter_ms\x18\t \x01(\x04R\aafterMs\"\x82\x02\n" +
 	"\fInstructions\x123\n" +
 	"\atargets\x18\x01 \x03(\v2\x19.cachemesh.reports.TargetR\atargets\x12\x1f\n" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
 	"intervalMs\x12\"\n" +
 	"\rdown_after_ms\x18\x03 \x01(\rR\vdownAfterMs\x12\x1a\n" +
 	"\btopology\x18\x04 \x01(\fR\btopology\x121\n" +
-	"\x06follow\x18\x05 \x01(\v2\x19.cachemesh.reports.FollowR\x06follow\"=\n" +
+	"\x06follow\x18\x05 \x01(\v2\x19.cachemesh.reports.FollowR\x06follow\x12\x1d\n" +
+	"\awarming\x18\x06 \x01(\fH\x00R\awarming\x88\x01\x01B\n" +
+	"\n" +
+	"\b_warming\"=\n" +
 	"\x06Follow\x123\n" +
 	"\x06shards\x18\x01 \x03(\v2\x1b.cachemesh.reports.FollowedR\x06shards\"6\n" +
 	"\bFollowed\x12\x14\n" +
@@ -954,37 +1077,39 @@ func file_reports_reports_proto_rawDescGZIP() []byte {
 	return file_reports_reports_proto_rawDescData
 }
 
-var file_reports_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_reports_reports_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_reports_reports_proto_goTypes = []any{
 	(*Report)(nil),       // 0: cachemesh.reports.Report
 	(*Agent)(nil),        // 1: cachemesh.reports.Agent
 	(*Verdict)(nil),      // 2: cachemesh.reports.Verdict
 	(*Endpoint)(nil),     // 3: cachemesh.reports.Endpoint
-	(*Pair)(nil),         // 4: cachemesh.reports.Pair
-	(*Fence)(nil),        // 5: cachemesh.reports.Fence
-	(*Notice)(nil),       // 6: cachemesh.reports.Notice
-	(*Instructions)(nil), // 7: cachemesh.reports.Instructions
-	(*Follow)(nil),       // 8: cachemesh.reports.Follow
-	(*Followed)(nil),     // 9: cachemesh.reports.Followed
-	(*Target)(nil),       // 10: cachemesh.reports.Target
+	(*Ring)(nil),         // 4: cachemesh.reports.Ring
+	(*Pair)(nil),         // 5: cachemesh.reports.Pair
+	(*Fence)(nil),        // 6: cachemesh.reports.Fence
+	(*Notice)(nil),       // 7: cachemesh.reports.Notice
+	(*Instructions)(nil), // 8: cachemesh.reports.Instructions
+	(*Follow)(nil),       // 9: cachemesh.reports.Follow
+	(*Followed)(nil),     // 10: cachemesh.reports.Followed
+	(*Target)(nil),       // 11: cachemesh.reports.Target
 }
 var file_reports_reports_proto_depIdxs = []int32{
 	1,  // 0: cachemesh.reports.Report.agent:type_name -> cachemesh.reports.Agent
 	2,  // 1: cachemesh.reports.Report.verdicts:type_name -> cachemesh.reports.Verdict
 	3,  // 2: cachemesh.reports.Report.endpoints:type_name -> cachemesh.reports.Endpoint
-	4,  // 3: cachemesh.reports.Report.pairs:type_name -> cachemesh.reports.Pair
-	6,  // 4: cachemesh.reports.Report.notices:type_name -> cachemesh.reports.Notice
-	5,  // 5: cachemesh.reports.Pair.fences:type_name -> cachemesh.reports.Fence
-	10, // 6: cachemesh.reports.Instructions.targets:type_name -> cachemesh.reports.Target
-	8,  // 7: cachemesh.reports.Instructions.follow:type_name -> cachemesh.reports.Follow
-	9,  // 8: cachemesh.reports.Follow.shards:type_name -> cachemesh.reports.Followed
-	0,  // 9: cachemesh.reports.Reports.Connect:input_type -> cachemesh.reports.Report
-	7,  // 10: cachemesh.reports.Reports.Connect:output_type -> cachemesh.reports.Instructions
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 3: cachemesh.reports.Report.pairs:type_name -> cachemesh.reports.Pair
+	7,  // 4: cachemesh.reports.Report.notices:type_name -> cachemesh.reports.Notice
+	4,  // 5: cachemesh.reports.Report.rings:type_name -> cachemesh.reports.Ring
+	6,  // 6: cachemesh.reports.Pair.fences:type_name -> cachemesh.reports.Fence
+	11, // 7: cachemesh.reports.Instructions.targets:type_name -> cachemesh.reports.Target
+	9,  // 8: cachemesh.reports.Instructions.follow:type_name -> cachemesh.reports.Follow
+	10, // 9: cachemesh.reports.Follow.shards:type_name -> cachemesh.reports.Followed
+	0,  // 10: cachemesh.reports.Reports.Connect:input_type -> cachemesh.reports.Report
+	8,  // 11: cachemesh.reports.Reports.Connect:output_type -> cachemesh.reports.Instructions
+	11, // [11:12] is the sub-list for method output_type
+	10, // [10:11] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_reports_reports_proto_init() }
@@ -992,14 +1117,15 @@ func file_reports_reports_proto_init() {
 	if File_reports_reports_proto != nil {
 		return
 	}
-	file_reports_reports_proto_msgTypes[5].OneofWrappers = []any{}
+	file_reports_reports_proto_msgTypes[6].OneofWrappers = []any{}
+	file_reports_reports_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_reports_reports_proto_rawDesc), len(file_reports_reports_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

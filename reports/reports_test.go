@@ -16,6 +16,9 @@ func TestTheLargestReportFitsIntoAMessage(t *testing.T) {
 			SilentMs: 1 << 40, Error: strings.Repeat("e", MaxError)})
 		r.Endpoints = append(r.Endpoints, &Endpoint{Shard: shard, Address: "hold/" + shard + ".sock"})
 	}
+	for range MaxEvents {
+		r.Events = append(r.Events, make([]byte, MaxEvent))
+	}
 	if err := r.Check(); err != nil {
 		t.Error(err)
 	}
@@ -41,6 +44,7 @@ func TestInstructionsAreChecked(t *testing.T) {
 		"targets[0].run_id has 254 bytes":   func(m *Instructions) { m.Targets[0].RunId = strings.Repeat("x", MaxName+1) },
 		"targets[0].access has 16385":       func(m *Instructions) { m.Targets[0].Access = strings.Repeat("x", MaxAccess+1) },
 		"topology has 16777217 bytes":       func(m *Instructions) { m.Topology = make([]byte, MaxTopology+1) },
+		"warming has 1048577 bytes":         func(m *Instructions) { m.Warming = make([]byte, MaxWarming+1) },
 		"targets has 10001 entries and may": func(m *Instructions) { m.Targets = make([]*Target, Max+1) },
 	} {
 		m := good()
