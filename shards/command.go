@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
 )
@@ -13,6 +14,7 @@ import (
 type question struct {
 	id      uint64
 	command Command
+	since   time.Time // it was first looked at
 	begun   bool
 	epoch   uint64 // of the change that it has led to
 	after   uint64 // its event is a later one
@@ -47,6 +49,9 @@ func (d *deciding) consider(q *question) bool {
 			d.answers = append(d.answers, Answer{ID: q.id, Event: e})
 			return true
 		}
+	}
+	if q.since.IsZero() {
+		q.since = d.now
 	}
 	s := d.next.Shards[q.command.Shard]
 	if q.epoch != 0 && (s.Change != nil && s.Change.Epoch >= q.epoch || s.Epoch >= q.epoch) {
@@ -127,10 +132,30 @@ func (d *deciding) change(q *question) bool {
 		return d.refuse(q, "the primary %s does not answer well: --force promotes %s without it, and loses what it has not passed on", s.Primary, to)
 	case !d.nodes[to].Linked || d.nodes[to].Of != s.Primary:
 		return d.refuse(q, "%s is not in sync with the primary %s: wait until it is, or add --force", to, s.Primary)
+	case d.keepsUp(to, s.Primary):
+	case d.now.Sub(q.since) < keepUpWithin:
+		return false
+	default:
+		return d.refuse(q, "%s does not keep up with the primary %s, %d bytes are missing: ask again when less is written, or add --force", to, s.Primary,
+			d.nodes[s.Primary].Offset-d.nodes[to].Offset)
 	}
 	d.begin(member, s, next)
 	q.epoch = d.next.Shards[c.Shard].Change.Epoch
 	return false
+}
+
+const (
+	// keepUpWithin bounds how long a switch waits, before it holds anything, for a replica that keeps up.
+	keepUpWithin = 4 * time.Second
+	// silentAfterCopy is for how long a primary may send a replica nothing that has all of its data: until it hears of that, which
+	// Redis repeats each second.
+	silentAfterCopy = 1200 * time.Millisecond
+)
+
+// keepsUp says whether a replica gets what its primary is written: it has what that had one answer before.
+func (d *deciding) keepsUp(replica, primary string) bool {
+	r := d.nodes[replica]
+	return d.now.Sub(r.joined) >= silentAfterCopy && r.Offset >= d.nodes[primary].before
 }
 
 // well says whether a shard's primary answers as it should.

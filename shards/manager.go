@@ -156,6 +156,8 @@ type sighting struct {
 	served string    // run id of a process of it that was made primary, or found as one
 	plain  bool      // it came up as a primary by itself
 	claims bool      // it said that it was primary when it was last demoted
+	joined time.Time // when its link to its primary was first seen
+	before int64     // the offset of the answer before
 }
 
 type agent struct {
@@ -272,6 +274,10 @@ func (m *Manager) Probed(now time.Time, n Node) {
 	if n.RunID != s.RunID && n.Role == mesh.Primary && n.RunID != s.served && n.Epoch == 0 {
 		s.plain = true
 	}
+	if !s.Linked || !n.Linked || n.Of != s.Of || n.RunID != s.RunID || n.ReplID != s.ReplID {
+		s.joined = now
+	}
+	s.before = s.Offset
 	s.Node, s.at = n, now
 	if n.Role == mesh.Primary && !n.Loading {
 		s.led, s.leader = now, n.RunID

@@ -1,6 +1,8 @@
 package shards
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -202,6 +204,59 @@ func TestASwitch(t *testing.T) {
 	}
 	if a := w.nodes["a"]; a.Of != "b" {
 		t.Errorf("the old primary: %+v", a)
+	}
+}
+
+func TestASwitchWaitsForAReplicaThatKeepsUp(t *testing.T) {
+	w := newWorld(t, pair, "x")
+	w.run(4 * time.Second)
+	write := func(d time.Duration) {
+		for end := w.now.Add(d); w.now.Before(end); {
+			w.nodes["a"].Offset += 10
+			w.run(50 * time.Millisecond)
+		}
+	}
+	write(time.Second)
+	w.m.Ask(Command{Kind: Switch, Shard: "s"})
+	write(2 * time.Second)
+	if s := w.shard("s"); s.Change != nil || s.Epoch != 1 || len(w.last) != 0 {
+		t.Fatalf("it is sent nothing: %+v %+v", s, w.last)
+	}
+	w.nodes["b"].Offset = w.nodes["a"].Offset
+	w.run(3 * time.Second)
+	if s := w.shard("s"); s.Primary != "b" || s.Epoch != 2 || len(w.last) != 1 || w.last[0].Err != nil {
+		t.Fatalf("it keeps up: %+v %+v", s, w.last)
+	}
+
+	w = newWorld(t, pair, "x")
+	w.run(4 * time.Second)
+	write(time.Second)
+	w.m.Ask(Command{Kind: Switch, Shard: "s"})
+	write(5 * time.Second)
+	if s := w.shard("s"); s.Primary != "a" || s.Epoch != 1 || len(w.last) != 1 || w.last[0].Err == nil || !strings.Contains(w.last[0].Err.Error(), "does not keep up") {
+		t.Fatalf("it never keeps up: %+v %+v", s, w.last)
+	}
+	if kinds := w.kinds(); slices.Contains(kinds, SwitchFailed) {
+		t.Errorf("something was held: %v", kinds)
+	}
+}
+
+func TestASwitchWaitsUntilAFullCopyIsFollowed(t *testing.T) {
+	w := newWorld(t, pair, "x")
+	w.run(4 * time.Second)
+	b := w.nodes["b"]
+	b.Linked = false
+	w.run(200 * time.Millisecond)
+	b.Linked = true
+	w.run(100 * time.Millisecond)
+	w.m.Ask(Command{Kind: Switch, Shard: "s"})
+	w.run(time.Second)
+	if s := w.shard("s"); s.Change != nil || s.Epoch != 1 {
+		t.Fatalf("%+v: nobody knows yet whether b is sent what is written", s)
+	}
+	w.run(3 * time.Second)
+	if s := w.shard("s"); s.Primary != "b" || len(w.last) != 1 || w.last[0].Err != nil {
+		t.Errorf("%+v %+v", s, w.last)
 	}
 }
 

@@ -192,9 +192,6 @@ func (r *roll) shard(ctx context.Context, p plane, name string) error {
 			return err
 		}
 	}
-	if err := r.caughtUp(ctx, p, s); err != nil {
-		return err
-	}
 	began := time.Now()
 	event, err := post[shards.Event](ctx, r.from, p.url, "/v1/shards/"+name+"/switch", struct{}{})
 	if err != nil {
@@ -242,34 +239,6 @@ func (r *roll) restart(ctx context.Context, p plane, s controlplane.ShardStatus,
 	}
 	r.step(event, "%s is back and in sync, after %.1f s", n.Address, time.Since(began).Seconds())
 	return nil
-}
-
-// caughtUp waits until the replicas have what the primary has now. For a moment after a full copy the primary sends them nothing, and
-// a switch would find them behind.
-func (r *roll) caughtUp(ctx context.Context, p plane, s controlplane.ShardStatus) error {
-	goal := map[string]int64{}
-	_, err := r.until(ctx, p, s.Name, s.Epoch, func(s controlplane.ShardStatus) error {
-		if err := wellSet(s); err != nil {
-			return err
-		}
-		for _, n := range s.Nodes {
-			f := n.Replication
-			if f == nil {
-				continue
-			}
-			if f.LagBytes == nil {
-				return fmt.Errorf("how far %s is behind is not known", n.Address)
-			}
-			if _, ok := goal[n.Address]; !ok {
-				goal[n.Address] = f.Offset + *f.LagBytes
-			}
-			if f.Offset < goal[n.Address] {
-				return fmt.Errorf("%s is %d bytes behind", n.Address, goal[n.Address]-f.Offset)
-			}
-		}
-		return nil
-	})
-	return err
 }
 
 // until looks at a shard until it is as it should be. A change that is not ours (of another epoch, 0 is any) ends it, and so does a
