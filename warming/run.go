@@ -6,22 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // Run is one time that a plan is carried out in one region. The leading control plane writes it down and gives it to the region's agents, which
 // load its keys.
 type Run struct {
-	ID     string    `json:"id"` // unique, and safe in keys and paths
-	Plan   string    `json:"plan"`
-	Region string    `json:"region"` // whose shards are loaded
-	Pool   string    `json:"pool"`   // on one of whose shards the run's queue is
-	Route  string    `json:"route"`  // with which all of its keys begin; "" is any
-	Keys   Keys      `json:"keys"`
-	Source Source    `json:"source"`
-	Budget Budget    `json:"budget"`
-	Spread float64   `json:"spread"` // by up to which part of itself a time to live is shortened, at random
-	Begun  time.Time `json:"begun"`
-	State  State     `json:"state"`
+	ID     string      `json:"id"` // unique, and safe in keys and paths
+	Plan   string      `json:"plan"`
+	Region string      `json:"region"` // whose shards are loaded
+	Pool   string      `json:"pool"`   // on one of whose shards the run's queue is
+	Route  string      `json:"route"`  // its prefix
+	Keys   Keys        `json:"keys"`
+	Source mesh.Source `json:"source"` // a region's name is never mesh.Nearest
+	Budget mesh.Budget `json:"budget"` // nothing is left out
+	Spread float64     `json:"spread"` // by up to which part of itself a time to live is shortened, at random
+	Begun  time.Time   `json:"begun"`
+	State  State       `json:"state"`
 }
 
 // NewID is that of a plan's run that begins now.
@@ -45,76 +47,16 @@ const (
 // Over says that the run has ended.
 func (s State) Over() bool { return s == Done || s == Cancelled || s == Failed }
 
-// Keys are what a run loads. Exactly one field counts.
+// Keys are what a run loads. Without File, Hour and Named, the source says which keys there are.
 type Keys struct {
-	List   []string `json:"list,omitempty"`   // at most MaxList
-	Prefix *string  `json:"prefix,omitempty"` // all keys of the source that begin so
-	File   string   `json:"file,omitempty"`   // a key a line; where the agents are
-	Hour   *int     `json:"hour,omitempty"`   // what the region itself read most in this hour of the day, of UTC
-	Query  bool     `json:"query,omitempty"`  // what the source's query returns
+	Prefix string `json:"prefix"`          // with which all of them begin; "" is any
+	File   string `json:"file,omitempty"`  // a key a line; where the agents are
+	Hour   *int   `json:"hour,omitempty"`  // what the region itself read most in this hour of the day, of UTC
+	Named  bool   `json:"named,omitempty"` // they were named when the run began, and are in its queue
 }
 
-// MaxList bounds the keys that a run names, so that a run fits into what agents are told.
-const MaxList = 10_000
-
-// Source is where values come from. Exactly one field counts.
-type Source struct {
-	Region string  `json:"region,omitempty"` // a sibling, over the link
-	Loader *Loader `json:"loader,omitempty"`
-	SQL    *SQL    `json:"sql,omitempty"`
-	File   string  `json:"file,omitempty"` // a line of JSON an item, see docs/loader.md; where the agents are
-}
-
-// Origin says that what it costs is work of the application's database.
-func (s Source) Origin() bool { return s.Loader != nil || s.SQL != nil }
-
-// Loader is the application's HTTP endpoint, see docs/loader.md.
-type Loader struct {
-	URL       string `json:"url"`
-	TokenFile string `json:"token_file,omitempty"`
-}
-
-// SQL is a database, and a query whose columns are key, value and, if there is a third, the time to live in seconds. With a parameter, it is given
-// keys; without, it says itself which keys there are.
-type SQL struct {
-	Driver  string `json:"driver"` // postgres or sqlite
-	DSNFile string `json:"dsn_file,omitempty"`
-	DSNEnv  string `json:"dsn_env,omitempty"`
-	Query   string `json:"query"`
-}
-
-// Budget bounds a run, over all agents together.
-type Budget struct {
-	KeysPerSecond   float64 `json:"keys_per_second"`   // 0 is DefaultKeysPerSecond
-	BytesPerSecond  float64 `json:"bytes_per_second"`  // of keys and values; 0 is DefaultBytesPerSecond
-	OriginPerSecond float64 `json:"origin_per_second"` // keys that a loader or a database is asked for; 0 is DefaultOriginPerSecond
-	Concurrency     int     `json:"concurrency"`       // chunks at once; 0 is DefaultConcurrency
-}
-
-// What a plan that says nothing may take.
-const (
-	DefaultKeysPerSecond   = 25_000
-	DefaultBytesPerSecond  = 32 << 20
-	DefaultOriginPerSecond = 500
-	DefaultConcurrency     = 4
-)
-
-// WithDefaults fills in what is not said.
-func (b Budget) WithDefaults() Budget {
-	if b.KeysPerSecond == 0 {
-		b.KeysPerSecond = DefaultKeysPerSecond
-	}
-	if b.BytesPerSecond == 0 {
-		b.BytesPerSecond = DefaultBytesPerSecond
-	}
-	if b.OriginPerSecond == 0 {
-		b.OriginPerSecond = DefaultOriginPerSecond
-	}
-	if b.Concurrency == 0 {
-		b.Concurrency = DefaultConcurrency
-	}
-	return b
-}
+// MaxNamed bounds the keys that a run may name.
+const MaxNamed = 10_000
 
 // Counts are what became of a run's keys. Each key is in one of them, once.
 type Counts struct {
@@ -160,28 +102,26 @@ func (u Use) Ratio() float64 {
 
 // Validate says what keeps agents from carrying the run out.
 func (r *Run) Validate() error {
-	keys, sources := 0, 0
-	for _, is := range []bool{len(r.Keys.List) > 0, r.Keys.Prefix != nil, r.Keys.File != "", r.Keys.Hour != nil, r.Keys.Query} {
+	given := 0
+	for _, is := range []bool{r.Keys.File != "", r.Keys.Hour != nil, r.Keys.Named} {
 		if is {
-			keys++
+			given++
 		}
 	}
-	for _, is := range []bool{r.Source.Region != "", r.Source.Loader != nil, r.Source.SQL != nil, r.Source.File != ""} {
-		if is {
-			sources++
-		}
-	}
-	switch {
+	whole := r.Source.SQL != nil || r.Source.File != "" // sources that cannot be asked for single keys
+	switch b := r.Budget; {
 	case r.ID == "" || r.Plan == "" || r.Pool == "" || r.Region == "":
 		return errors.New("a run has an ID, a plan, a region and a pool")
-	case keys != 1:
-		return fmt.Errorf("run %s: it has %d kinds of keys, and is to have one", r.ID, keys)
-	case sources != 1:
-		return fmt.Errorf("run %s: it has %d sources, and is to have one", r.ID, sources)
-	case len(r.Keys.List) > MaxList:
-		return fmt.Errorf("run %s: it names %d keys and may name %d", r.ID, len(r.Keys.List), MaxList)
+	case given > 1:
+		return fmt.Errorf("run %s: it says in %d ways which keys it loads, and may in one", r.ID, given)
+	case given == 1 && whole:
+		return fmt.Errorf("run %s: its source cannot be asked for single keys: take the values from a region or a loader", r.ID)
+	case r.Source == (mesh.Source{}) || r.Source.Region == r.Region || r.Source.Region == mesh.Nearest:
+		return fmt.Errorf("run %s: it has no source that is not region %q itself", r.ID, r.Region)
 	case r.Keys.Hour != nil && (*r.Keys.Hour < 0 || *r.Keys.Hour > 23):
 		return fmt.Errorf("run %s: there is no hour %d", r.ID, *r.Keys.Hour)
+	case b.KeysPerSecond < 1 || b.BytesPerSecond < 1 || b.OriginPerSecond < 1 || b.Concurrency < 1:
+		return fmt.Errorf("run %s: its budget is not complete", r.ID)
 	case r.Spread < 0 || r.Spread >= 1:
 		return fmt.Errorf("run %s: a spread of %v is not between 0 and 1", r.ID, r.Spread)
 	}
