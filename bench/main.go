@@ -57,6 +57,7 @@ type settings struct {
 	// Of failover, how often each fault is inflicted; of writes, how often each way is measured. 0 and -1 leave it to the plan.
 	rounds, sentinelRounds int
 	chaos                  chaosPlan // what is not set is left to the plan
+	chart                  string    // file of a picture; "" is none
 }
 
 // result is printed as JSON. The README's section is made of several.
@@ -75,6 +76,7 @@ var benches = []bench{
 	{"invalidation", "how fast regions learn of writes, delays and a partition between them, against Redis Pub/Sub (8 min)", benchInvalidation, func() result { return new(invalidationResult) }, nil, false},
 	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, writesFlags, false},
 	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags, false},
+	{"reshard", "a shard is added under load, and removed, against a plain Envoy and twemproxy (14 min)", benchReshard, func() result { return new(reshardResult) }, reshardFlags, false},
 	{"chaos", "everything is killed, by seed, while a checker looks whether an invalidation is lost (20 min; not one of all)", benchChaos, func() result { return new(chaosResult) }, chaosFlags, true},
 }
 
