@@ -22,6 +22,7 @@ import (
 
 type serveOptions struct {
 	listen, region, redis, db, passwordFile string
+	events, loaderTokenFile                 string
 	peers                                   map[string]string
 	latency, lag                            time.Duration
 	noCache, noAutoPipeline, coherent       bool
@@ -42,6 +43,9 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := parseURL("--events", o.events); o.events != "" && err != nil {
+				return err
+			}
 			return failed(serve(cmd.Context(), o, peers, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))))
 		},
 	}
@@ -51,6 +55,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.redis, "redis", "127.0.0.1:6379", "the cache: HOST:PORT or unix:PATH")
 	f.StringVar(&o.passwordFile, "redis-password-file", "", "file with the password for the cache")
 	f.StringVar(&o.db, "db", "", "database: sqlite:PATH or postgres://...")
+	f.StringVar(&o.events, "events", "", "URL that takes what happens, such as http://127.0.0.1:9902/v1/events of a cachemesh agent; what other regions' caches hold ahead is then left to who hears of it")
+	f.StringVar(&o.loaderTokenFile, "loader-token-file", "", "file with the bearer token of those who may ask POST /internal/cache for what a cache is to hold; without it nobody may")
 	f.StringToStringVar(&o.peers, "peers", nil, "apps of the regions: REGION=URL,...")
 	f.DurationVar(&o.latency, "db-latency", 0, "sleep before each database read, to imitate a distant database")
 	f.DurationVar(&o.lag, "db-replica-lag", 0, "read profiles as a replica of the database has them that lags so much, 0 to 1m")
@@ -66,15 +72,23 @@ func serveCommand() *cobra.Command {
 func parsePeers(peers map[string]string, own string) (map[string]*url.URL, error) {
 	parsed := make(map[string]*url.URL)
 	for region, text := range peers {
-		u, err := url.Parse(text)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("--peers: %s=%q is no URL such as http://127.0.0.1:8082", region, text)
+		u, err := parseURL("--peers: "+region, text)
+		if err != nil {
+			return nil, err
 		}
 		if region != own {
 			parsed[region] = u
 		}
 	}
 	return parsed, nil
+}
+
+func parseURL(what, text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("%s: %q is no URL such as http://127.0.0.1:8082", what, text)
+	}
+	return u, nil
 }
 
 func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *slog.Logger) error {
@@ -87,7 +101,7 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 	var cache *app.Cache
 	if !o.noCache {
 		logging.Disable() // go-redis tells of each failed dial; the cache itself logs a failure now and then
-		password, err := readPassword(o.passwordFile)
+		password, err := readSecret("--redis-password-file", o.passwordFile)
 		if err != nil {
 			return err
 		}
@@ -97,8 +111,21 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 		}
 		defer cache.Close()
 	}
+	token, err := readSecret("--loader-token-file", o.loaderTokenFile)
+	if err != nil {
+		return err
+	}
+	var events *app.Events
+	if o.events != "" {
+		to, err := parseURL("--events", o.events)
+		if err != nil {
+			return err
+		}
+		events = app.NewEvents(to, log)
+		go events.Run(ctx)
+	}
 	a, err := app.New(ctx, app.Config{
-		Region: o.region, Coherent: o.coherent, Peers: peers, Store: db, Cache: cache, Log: log,
+		Region: o.region, Coherent: o.coherent, Peers: peers, Store: db, Cache: cache, Events: events, LoaderToken: token, Log: log,
 		TTLs: app.TTLs{
 			Timeline: workload.Default.Cluster(workload.Timeline).TTL,
 			Profile:  workload.Default.Cluster(workload.Profile).TTL,
@@ -127,13 +154,17 @@ func serve(ctx context.Context, o serveOptions, peers map[string]*url.URL, log *
 	return errors.Join(server.Shutdown(grace), a.Close(grace))
 }
 
-func readPassword(file string) (string, error) {
+func readSecret(flag, file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("--redis-password-file: %w", err)
+		return "", fmt.Errorf("%s: %w", flag, err)
 	}
-	return strings.TrimRight(string(data), "\r\n"), nil
+	secret := strings.TrimRight(string(data), "\r\n")
+	if secret == "" {
+		return "", fmt.Errorf("%s: %s is empty", flag, file)
+	}
+	return secret, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -58,6 +59,13 @@ func (a *App) routes() http.Handler {
 	handle("/", func(_ http.ResponseWriter, r *http.Request) error {
 		return apiError{http.StatusNotFound, fmt.Sprintf("there is no %s %s", r.Method, r.URL.Path)}
 	})
+	if a.LoaderToken != "" {
+		mux.HandleFunc("POST "+loaderPath, func(w http.ResponseWriter, r *http.Request) {
+			if err := a.postLoader(w, r); err != nil {
+				a.fail(w, r, err)
+			}
+		})
+	}
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, a.Stats()) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.Store.Ping(r.Context()); err != nil {
@@ -73,6 +81,7 @@ func (a *App) postTweet(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
 		User int64  `json:"user"`
 		Text string `json:"text"`
+		Geo  *Place `json:"geo"`
 	}
 	if err := decode(w, r, maxBody, &in); err != nil {
 		return err
@@ -86,6 +95,9 @@ func (a *App) postTweet(w http.ResponseWriter, r *http.Request) error {
 	if err := checkText("text", in.Text, maxTweet); err != nil {
 		return err
 	}
+	if g := in.Geo; g != nil && (math.Abs(g.Latitude) > 90 || math.Abs(g.Longitude) > 180) {
+		return apiError{http.StatusBadRequest, `"geo" has a latitude of -90 to 90 and a longitude of -180 to 180`}
+	}
 	if passed, err := a.passOn(w, r, in.User); passed || err != nil {
 		return err
 	}
@@ -93,7 +105,7 @@ func (a *App) postTweet(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	a.startFanOut(t)
+	a.startFanOut(t, in.Geo)
 	writeJSON(w, http.StatusCreated, t)
 	return nil
 }
@@ -196,7 +208,7 @@ func (a *App) postFanOut(w http.ResponseWriter, r *http.Request) error {
 	if in.Tweet.ID <= 0 || in.Tweet.User <= 0 || len(in.Followers) == 0 || len(in.Followers) > fanOutBatch {
 		return apiError{http.StatusBadRequest, fmt.Sprintf("a fan-out has a tweet and 1 to %d followers", fanOutBatch)}
 	}
-	a.applyFanOut(r.Context(), in)
+	a.applyFanOut(r.Context(), in, a.Events == nil)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

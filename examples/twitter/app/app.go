@@ -34,8 +34,12 @@ type Config struct {
 	Peers    map[string]*url.URL // the app of each other region
 	Store    *store.Store
 	Cache    *Cache // nil answers everything from the database
-	TTLs     TTLs
-	Log      *slog.Logger
+	// Events takes what happens here; nil is nobody. Whoever takes them decides which tweets other regions' caches hold ahead; else a follower's
+	// region holds each.
+	Events      *Events
+	LoaderToken string // of those who may ask for what a cache is to hold; "" is nobody
+	TTLs        TTLs
+	Log         *slog.Logger
 }
 
 // TTLs draw the lifetime of a cached entry.
@@ -58,7 +62,7 @@ type App struct {
 	stop    context.Context // ends what runs in the background
 	cancel  context.CancelFunc
 
-	requests, errors, fanOutErrors atomic.Int64
+	requests, errors, fanOutErrors, loaderReads atomic.Int64
 }
 
 const (
@@ -120,16 +124,22 @@ type Stats struct {
 	CacheHits    int64  `json:"cache_hits"`
 	CacheMisses  int64  `json:"cache_misses"` // one for each key that was looked up, as Redis counts
 	CacheErrors  int64  `json:"cache_errors"`
-	DBReads      int64  `json:"db_reads"`      // read queries
+	DBReads      int64  `json:"db_reads"` // read queries, those for the loader among them
+	LoaderReads  int64  `json:"loader_reads"`
 	DBWrites     int64  `json:"db_writes"`     // writing transactions
 	FanOutErrors int64  `json:"fanout_errors"` // batches that another region never got
+	EventsSent   int64  `json:"events_sent"`
+	EventsLost   int64  `json:"events_lost"` // as too many were waiting, or nobody took them
 }
 
 // Stats returns the counts.
 func (a *App) Stats() Stats {
 	s := Stats{
 		Region: a.Region, Requests: a.requests.Load(), Errors: a.errors.Load(),
-		DBReads: a.Store.Reads(), DBWrites: a.Store.Writes(), FanOutErrors: a.fanOutErrors.Load(),
+		DBReads: a.Store.Reads(), LoaderReads: a.loaderReads.Load(), DBWrites: a.Store.Writes(), FanOutErrors: a.fanOutErrors.Load(),
+	}
+	if a.Events != nil {
+		s.EventsSent, s.EventsLost = a.Events.sent.Load(), a.Events.lost.Load()
 	}
 	if a.Cache != nil {
 		s.CacheHits, s.CacheMisses, s.CacheErrors = a.Cache.hits.Load(), a.Cache.misses.Load(), a.Cache.errors.Load()

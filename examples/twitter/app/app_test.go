@@ -53,6 +53,8 @@ func TestAnswersAndBadInput(t *testing.T) {
 		{"POST", "/tweets", ``, 400, `JSON object`},
 		{"POST", "/tweets", `{"user":1,"text":"` + strings.Repeat("a", maxBody) + `"}`, 413, `larger than`},
 		{"POST", "/tweets", `{"user":500,"text":"hello"}`, 404, `no user 500`},
+		{"POST", "/tweets", `{"user":1,"text":"hello","geo":{"latitude":91,"longitude":0}}`, 400, `latitude of -90 to 90`},
+		{"POST", loaderPath, `{"keys":["tweet:7"]}`, 404, `no POST`},
 		{"PATCH", "/users/1", `{}`, 400, `missing`},
 		{"PATCH", "/users/1", `{"bio":"` + strings.Repeat("a", 301) + `"}`, 400, `at most 300`},
 		{"POST", fanOutPath, `{"tweet":{"id":1,"user":1,"text":"x","at":1},"followers":[]}`, 400, `followers`},
@@ -65,8 +67,8 @@ func TestAnswersAndBadInput(t *testing.T) {
 	}
 	var stats Stats
 	r.get(t, "/stats", &stats)
-	if stats.Region != "us-east" || stats.Errors != 1 || stats.Requests != 27 || stats.DBWrites != 2 {
-		t.Errorf("stats %+v, want 27 requests, 1 error, 2 writes", stats)
+	if stats.Region != "us-east" || stats.Errors != 1 || stats.Requests != 29 || stats.DBWrites != 2 {
+		t.Errorf("stats %+v, want 29 requests, 1 error, 2 writes", stats)
 	}
 }
 
@@ -219,7 +221,7 @@ func TestRefillRaceWithPost(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		r.app.applyFanOut(t.Context(), fanOut{tweet, followers["us-east"]})
+		r.app.applyFanOut(t.Context(), fanOut{tweet, followers["us-east"]}, true)
 		posted = tweet.ID
 	}
 	if old := r.timeline(t, reader); slices.Contains(old, posted) || posted == 0 {

@@ -72,9 +72,15 @@ func (a *App) forget(ctx context.Context, key string) {
 	a.Cache.invalidate(ctx, key)
 }
 
-func timelineKey(user int64) string { return "timeline:" + strconv.FormatInt(user, 10) }
-func profileKey(user int64) string  { return "user:" + strconv.FormatInt(user, 10) }
-func tweetKey(id int64) string      { return "tweet:" + strconv.FormatInt(id, 10) }
+const (
+	timelinePrefix = "timeline:"
+	profilePrefix  = "user:"
+	tweetPrefix    = "tweet:"
+)
+
+func timelineKey(user int64) string { return timelinePrefix + strconv.FormatInt(user, 10) }
+func profileKey(user int64) string  { return profilePrefix + strconv.FormatInt(user, 10) }
+func tweetKey(id int64) string      { return tweetPrefix + strconv.FormatInt(id, 10) }
 
 // timeline returns the ids of a user's timeline, newest first.
 func (a *App) timeline(ctx context.Context, user int64) ([]int64, error) {

@@ -31,9 +31,9 @@ type fanOut struct {
 	Followers []int64     `json:"followers"`
 }
 
-// startFanOut brings a new tweet to the cached timelines of the author's followers, after the answer to the author. If
+// startFanOut brings a new tweet to the cached timelines of the author's followers, after the answer to the author, and tells of it. If
 // the app is killed meanwhile, the timelines lack the tweet until they expire.
-func (a *App) startFanOut(t store.Tweet) {
+func (a *App) startFanOut(t store.Tweet, geo *Place) {
 	a.fanOuts.Go(func() error {
 		followers, err := backoff.Retry(a.stop, func() (map[string][]int64, error) {
 			return a.Store.Followers(a.stop, t.User)
@@ -43,6 +43,11 @@ func (a *App) startFanOut(t store.Tweet) {
 			a.Log.Error("fan-out failed", "tweet", t.ID, "error", err)
 			return nil
 		}
+		count := 0
+		for _, users := range followers {
+			count += len(users)
+		}
+		a.Events.tell(event{Type: "tweet.created", ID: t.ID, Author: eventAuthor{ID: t.User, Home: a.Region, Followers: count}, Geo: geo, At: t.At})
 		var regions sync.WaitGroup
 		for region, users := range followers {
 			regions.Go(func() { a.fanOutTo(region, t, users) })
@@ -55,7 +60,7 @@ func (a *App) startFanOut(t store.Tweet) {
 func (a *App) fanOutTo(region string, t store.Tweet, users []int64) {
 	for batch := range slices.Chunk(users, fanOutBatch) {
 		if region == a.Region {
-			a.applyFanOut(a.stop, fanOut{t, batch})
+			a.applyFanOut(a.stop, fanOut{t, batch}, true)
 			continue
 		}
 		if err := a.sendFanOut(region, fanOut{t, batch}); err != nil {
@@ -65,12 +70,14 @@ func (a *App) fanOutTo(region string, t store.Tweet, users []int64) {
 	}
 }
 
-// applyFanOut caches the tweet, which the followers are about to read, and updates the cached ones of their timelines.
-func (a *App) applyFanOut(ctx context.Context, f fanOut) {
+// applyFanOut updates the cached ones of the followers' timelines and, if asked to, caches the tweet, which they are about to read.
+func (a *App) applyFanOut(ctx context.Context, f fanOut, ahead bool) {
 	if a.Cache == nil {
 		return
 	}
-	a.Cache.set(ctx, map[string]string{tweetKey(f.Tweet.ID): encodeTweet(f.Tweet)}, a.TTLs.Tweet)
+	if ahead {
+		a.Cache.set(ctx, map[string]string{tweetKey(f.Tweet.ID): encodeTweet(f.Tweet)}, a.TTLs.Tweet)
+	}
 	keys := make([]string, len(f.Followers))
 	for i, user := range f.Followers {
 		keys[i] = timelineKey(user)

@@ -34,6 +34,8 @@ type region struct {
 
 type regionOptions struct {
 	latency time.Duration
+	token   string // for the loader
+	events  *Events
 	cache   func(address string) *Cache // instead of the usual one
 }
 
@@ -94,7 +96,7 @@ func startRegions(t *testing.T, db string, o regionOptions, names ...string) []*
 			t.Fatal(err)
 		}
 		hour := func() time.Duration { return time.Hour }
-		a, err := New(t.Context(), Config{Region: name, Peers: peers, Store: s, Cache: cache, TTLs: TTLs{hour, hour, hour}, Log: log})
+		a, err := New(t.Context(), Config{Region: name, Peers: peers, Store: s, Cache: cache, Events: o.events, LoaderToken: o.token, TTLs: TTLs{hour, hour, hour}, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,9 +122,18 @@ func startRegions(t *testing.T, db string, o regionOptions, names ...string) []*
 // do sends a request and returns the status and body.
 func (r *region) do(t *testing.T, method, path, body string) (int, string) {
 	t.Helper()
+	return r.doAs(t, "", method, path, body)
+}
+
+// doAs sends a request with a bearer token.
+func (r *region) doAs(t *testing.T, token, method, path, body string) (int, string) {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, r.url+path, bytes.NewBufferString(body))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

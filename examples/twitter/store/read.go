@@ -117,21 +117,24 @@ func (s *Store) Timeline(ctx context.Context, user int64) ([]int64, error) {
 	return ids, nil
 }
 
-// Tweets returns the tweets with these ids, in any order; unknown ids are left out. At most TimelineLength ids.
+// Many is how many rows can be read at once.
+const Many = 500
+
+// Tweets returns the tweets with these ids, in any order; unknown ids are left out. At most Many ids.
 func (s *Store) Tweets(ctx context.Context, ids []int64) ([]Tweet, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	if len(ids) > TimelineLength {
-		return nil, fmt.Errorf("read %d tweets at once: at most %d", len(ids), TimelineLength)
+	stmt, slots := s.stmts.tweets, TimelineLength
+	if len(ids) > slots {
+		stmt, slots = s.stmts.manyTweets, Many
 	}
-	// One prepared statement serves every number of ids: the last one is repeated.
-	args := make([]any, TimelineLength)
-	for i := range args {
-		args[i] = ids[min(i, len(ids)-1)]
+	args, err := fill(ids, slots)
+	if err != nil {
+		return nil, fmt.Errorf("read tweets: %w", err)
 	}
 	tweets := make([]Tweet, 0, len(ids))
-	err := s.query(ctx, s.stmts.tweets, func(rows *sql.Rows) error {
+	err = s.query(ctx, stmt, func(rows *sql.Rows) error {
 		var t Tweet
 		err := rows.Scan(&t.ID, &t.User, &t.Text, &t.At)
 		tweets = append(tweets, t)
@@ -141,6 +144,55 @@ func (s *Store) Tweets(ctx context.Context, ids []int64) ([]Tweet, error) {
 		return nil, fmt.Errorf("read %d tweets: %w", len(ids), err)
 	}
 	return tweets, nil
+}
+
+// Users returns the users with these ids, in any order; unknown ids are left out. At most Many ids.
+func (s *Store) Users(ctx context.Context, ids []int64) ([]User, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	args, err := fill(ids, Many)
+	if err != nil {
+		return nil, fmt.Errorf("read users: %w", err)
+	}
+	users := make([]User, 0, len(ids))
+	err = s.query(ctx, s.stmts.manyUsers, func(rows *sql.Rows) error {
+		var u User
+		err := rows.Scan(&u.ID, &u.Name, &u.Home, &u.Bio, &u.Version)
+		users = append(users, u)
+		return err
+	}, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read %d users: %w", len(ids), err)
+	}
+	return users, nil
+}
+
+// fill makes one prepared statement serve every number of ids: the last one is repeated.
+func fill(ids []int64, slots int) ([]any, error) {
+	if len(ids) > slots {
+		return nil, fmt.Errorf("%d at once: at most %d", len(ids), slots)
+	}
+	args := make([]any, slots)
+	for i := range args {
+		args[i] = ids[min(i, len(ids)-1)]
+	}
+	return args, nil
+}
+
+// Spread returns the ids of the tweets that are in the most timelines of a region's users, and in at least so many, those in the most first.
+func (s *Store) Spread(ctx context.Context, region string, timelines, limit int) ([]int64, error) {
+	ids := make([]int64, 0, limit)
+	err := s.query(ctx, s.stmts.spread, func(rows *sql.Rows) error {
+		var id int64
+		err := rows.Scan(&id)
+		ids = append(ids, id)
+		return err
+	}, region, timelines, limit)
+	if err != nil {
+		return nil, fmt.Errorf("tweets in the timelines of %s: %w", region, err)
+	}
+	return ids, nil
 }
 
 // Followers returns the ids of a user's followers by their home region.

@@ -110,7 +110,7 @@ func (s *Store) Writes() int64 { return s.writes.Load() }
 
 // statements are prepared once. $1 means the same in SQLite and Postgres.
 type statements struct {
-	homes, home, user, formerUser, replaced, timeline, tweets, followers, trending *sql.Stmt
+	homes, home, user, formerUser, replaced, timeline, tweets, followers, trending, manyUsers, manyTweets, spread *sql.Stmt
 
 	keepBio, setBio, forgetBios, addTweet, addToTimelines, trimTimelines, addHashtag *sql.Stmt
 }
@@ -138,6 +138,10 @@ func (s *Store) prepare(ctx context.Context) error {
 		{s.db, &st.tweets, `SELECT id, user_id, text, at FROM tweets WHERE id IN (` + placeholders(1, TimelineLength) + `)`},
 		// Only posts ask for followers. They need not queue with the readers, who could be many.
 		{s.writer, &st.followers, `SELECT u.id, u.home FROM follows f JOIN users u ON u.id = f.follower_id WHERE f.followee_id = $1`},
+		{s.db, &st.manyUsers, `SELECT id, name, home, bio, version FROM users WHERE id IN (` + placeholders(1, Many) + `)`},
+		{s.db, &st.manyTweets, `SELECT id, user_id, text, at FROM tweets WHERE id IN (` + placeholders(1, Many) + `)`},
+		{s.db, &st.spread, `SELECT t.tweet_id FROM timelines t JOIN users u ON u.id = t.user_id WHERE u.home = $1
+			GROUP BY t.tweet_id HAVING COUNT(*) >= $2 ORDER BY COUNT(*) DESC, t.tweet_id DESC LIMIT $3`},
 		{s.db, &st.trending, `SELECT tag, COUNT(*) FROM hashtags WHERE at >= $1 GROUP BY tag ORDER BY COUNT(*) DESC, tag LIMIT $2`},
 
 		{s.writer, &st.keepBio, `INSERT INTO changes (user_id, version, bio, at) SELECT id, version, bio, CAST($1 AS BIGINT) FROM users WHERE id = $2`},

@@ -136,8 +136,18 @@ func TestReads(t *testing.T) {
 	if err != nil || len(tweets) != 2 || tweets[0].ID+tweets[1].ID != 6 {
 		t.Errorf("tweets 4, 2, 99: %+v, %v", tweets, err)
 	}
-	if _, err := s.Tweets(t.Context(), make([]int64, store.TimelineLength+1)); err == nil {
-		t.Error("more tweets than a timeline holds: no error")
+	many := make([]int64, store.Many)
+	for i := range many {
+		many[i] = int64(i + 1)
+	}
+	if tweets, err := s.Tweets(t.Context(), many); err != nil || len(tweets) != 5 {
+		t.Errorf("tweets 1 to %d: %+v, %v, want the 5 that there are", store.Many, tweets, err)
+	}
+	if users, err := s.Users(t.Context(), []int64{2, 1, 99}); err != nil || len(users) != 2 || users[0].Name+users[1].Name != "user1user2" {
+		t.Errorf("users 2, 1, 99: %+v, %v", users, err)
+	}
+	if _, err := s.Tweets(t.Context(), make([]int64, store.Many+1)); err == nil {
+		t.Error("more tweets than can be read at once: no error")
 	}
 	followers, err := s.Followers(t.Context(), 1)
 	if diff := cmp.Diff(map[string][]int64{"eu-west": {2}, "us-east": {3}}, followers); diff != "" || err != nil {
@@ -156,13 +166,38 @@ func TestReads(t *testing.T) {
 	if want := (store.User{ID: 2, Name: "user2", Home: "eu-west", Bio: "new", Version: 2}); user != want || err != nil {
 		t.Errorf("user 2: %+v, %v, want %+v", user, err, want)
 	}
-	if n := s.Reads() - before; n != 4 {
-		t.Errorf("counted %d read queries, want 4", n)
+	if n := s.Reads() - before; n != 6 {
+		t.Errorf("counted %d read queries, want 6", n)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Timeline(ctx, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("read of a caller who left: error %v", err)
+	}
+}
+
+func TestSpread(t *testing.T) {
+	s := open(t, "sqlite:"+filepath.Join(t.TempDir(), "db"), 0)
+	w := small(4)
+	w.Follows = append(w.Follows, store.Follow{Follower: 1, Followee: 2})
+	seed(t, s, w)
+	for _, c := range []struct {
+		region    string
+		timelines int
+		want      []int64
+	}{
+		{"us-east", 1, []int64{4, 2, 3, 1}}, // users 1 and 3, who follow 2; 3 follows 1, too
+		{"us-east", 2, []int64{4, 2}},
+		{"eu-west", 1, []int64{3, 1}},
+		{"mars", 1, []int64{}},
+	} {
+		got, err := s.Spread(t.Context(), c.region, c.timelines, 10)
+		if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
+			t.Errorf("in %d timelines of %s: %v (-want +got):\n%s", c.timelines, c.region, err, diff)
+		}
+	}
+	if got, err := s.Spread(t.Context(), "us-east", 1, 2); len(got) != 2 || err != nil {
+		t.Errorf("at most 2: %v, %v", got, err)
 	}
 }
 
