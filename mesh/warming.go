@@ -121,7 +121,8 @@ type SQL struct {
 	DSNFile string `yaml:"dsnFile,omitempty" json:"dsnFile,omitempty"`
 	// Environment variable of the agents with the connection string.
 	DSNEnv string `yaml:"dsnEnv,omitempty" json:"dsnEnv,omitempty"`
-	// One SELECT of the columns key, value and, if keys are to expire, ttl in seconds.
+	// One SELECT of the columns key, value and, if keys are to expire, seconds to live. With a parameter ($1, ?) it is given keys; without, it says
+	// itself which keys there are.
 	Query string `yaml:"query" json:"query" jsonschema:"minLength=1,maxLength=16384"`
 }
 
@@ -136,24 +137,20 @@ const (
 
 // Budget bounds what one run takes in one region, all agents together. What is left out has a default.
 type Budget struct {
-	// Keys a second (default 20000).
+	// Keys a second (default 25000).
 	KeysPerSecond int `yaml:"keysPerSecond,omitempty" json:"keysPerSecond,omitempty" jsonschema:"minimum=1,maximum=10000000"`
-	// Bytes of values a second (default 50000000).
+	// Bytes of keys and values a second (default 33554432).
 	BytesPerSecond int `yaml:"bytesPerSecond,omitempty" json:"bytesPerSecond,omitempty" jsonschema:"minimum=1024,maximum=10000000000"`
-	// Keys a second that are read from a loader or a database (default 1000).
+	// Keys a second that are read from a loader or a database (default 500).
 	OriginPerSecond int `yaml:"originPerSecond,omitempty" json:"originPerSecond,omitempty" jsonschema:"minimum=1,maximum=10000000"`
-	// Requests to the source at a time, each agent (default 4).
+	// Chunks that are loaded at a time (default 4).
 	Concurrency int `yaml:"concurrency,omitempty" json:"concurrency,omitempty" jsonschema:"minimum=1,maximum=256"`
 }
 
 // The defaults of plans.
 const (
-	DefaultAhead           = 15 * time.Minute
-	DefaultKeysPerSecond   = 20_000
-	DefaultBytesPerSecond  = 50_000_000
-	DefaultOriginPerSecond = 1_000
-	DefaultConcurrency     = 4
-	DefaultTTLSpread       = 10
+	DefaultAhead     = 15 * time.Minute
+	DefaultTTLSpread = 10
 
 	maxAhead  = time.Hour
 	maxJitter = 6 * time.Hour
@@ -172,24 +169,9 @@ func (p *Plan) setDefaults() {
 	if p.Keys.Prefix == "" {
 		p.Keys.Prefix = p.Keys.Route
 	}
-	p.Budget.setDefaults()
 	if p.TTLSpread == nil {
 		spread := DefaultTTLSpread
 		p.TTLSpread = &spread
-	}
-}
-
-func (b *Budget) setDefaults() {
-	for _, d := range []struct {
-		field *int
-		value int
-	}{
-		{&b.KeysPerSecond, DefaultKeysPerSecond}, {&b.BytesPerSecond, DefaultBytesPerSecond},
-		{&b.OriginPerSecond, DefaultOriginPerSecond}, {&b.Concurrency, DefaultConcurrency},
-	} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
 	}
 }
 
@@ -263,14 +245,14 @@ func (v *validation) keys(field string, p Plan, m *Mesh) {
 	if !strings.HasPrefix(p.Keys.Prefix, p.Keys.Route) {
 		v.add(field+".keys.prefix", "begin it with "+p.Keys.Route, "keys that begin with %q are not of route %q", p.Keys.Prefix, p.Keys.Route)
 	}
-	if p.Keys.File != "" && (p.Source.SQL != nil || p.Source.File != "") {
-		v.add(field+".keys.file", "remove it, or take the values from a region or a loader", "this source says itself which keys there are")
+	if p.Keys.File != "" && p.Source.File != "" {
+		v.add(field+".keys.file", "remove it, or take the values from a region, a loader or sql", "a file of values says itself which keys there are")
 	}
 	if p.Keys.File != "" && (p.Rule != nil || p.FollowSun != nil) {
 		v.add(field+".keys.file", "remove it", "this trigger says itself which keys are loaded")
 	}
-	if (p.Rule != nil || p.FollowSun != nil) && (p.Source.SQL != nil || p.Source.File != "") {
-		v.add(field+".source", "take the values from a region or a loader", "this trigger says which keys are loaded, and the source cannot be asked for single keys")
+	if (p.Rule != nil || p.FollowSun != nil) && p.Source.File != "" {
+		v.add(field+".source", "take the values from a region, a loader or sql", "this trigger says which keys are loaded, and a file cannot be asked for single keys")
 	}
 }
 
