@@ -1,8 +1,8 @@
-// Package resp speaks Redis's protocol: it reads commands as clients and proxies send them, arrays of bulk strings, and
+// Package resp speaks Redis's protocol: it reads commands as clients and proxies send them, arrays of bulk strings, reads replies, and
 // writes replies in RESP2 or RESP3.
 //
 // It knows no command's meaning, opens no connection and never reads more than it was asked for. The stand-ins of
-// sidecar call it.
+// sidecar, and handoffs, call it.
 package resp
 
 import (
