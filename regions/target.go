@@ -2,11 +2,8 @@ package regions
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"reflect"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -295,26 +292,7 @@ func (t *target) bound() {
 	}
 }
 
-// errNotPrimary says that a node is not, or not any more, who takes the shard's writes.
-var errNotPrimary = errors.New("the node is not the shard's primary")
-
 // dialPrimary returns a client that uses no node but the primary of its epoch.
 func dialPrimary(p *place) *redis.Client {
-	o := node.Options(p.address, p.access, shardTimeout)
-	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
-		pipe := c.Pipeline()
-		role := pipe.Do(ctx, "ROLE")
-		epoch := pipe.Get(ctx, node.EpochKey)
-		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
-			return err
-		}
-		if parts, err := role.Slice(); err != nil || len(parts) == 0 || parts[0] != "master" {
-			return fmt.Errorf("%w: it is none", errNotPrimary)
-		}
-		if n, err := strconv.ParseUint(epoch.Val(), 10, 64); err == nil && n > p.epoch {
-			return fmt.Errorf("%w: it is of epoch %d, and this is %d", errNotPrimary, n, p.epoch)
-		}
-		return nil
-	}
-	return redis.NewClient(o)
+	return node.Primary(p.address, p.epoch, p.access, shardTimeout)
 }
