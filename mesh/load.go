@@ -76,12 +76,12 @@ func Load(file string, data []byte) (*Mesh, error) {
 		m.setDefaults()
 		problems = m.validate()
 	}
+	m.file, m.tree = file, tree
 	if len(problems) == 0 {
 		return m, nil
 	}
 	for i := range problems {
-		problems[i].File = file
-		problems[i].Line, problems[i].Column = position(tree, problems[i].Field)
+		problems[i] = m.Locate(problems[i])
 	}
 	slices.SortFunc(problems, func(a, b Problem) int {
 		return cmp.Or(a.Line-b.Line, a.Column-b.Column, strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
@@ -127,7 +127,7 @@ func (m *Mesh) setDefaults() {
 	}
 	if m.Warming != nil {
 		for i := range m.Warming.Plans {
-			m.Warming.Plans[i].setDefaults()
+			m.Warming.Plans[i].SetDefaults()
 		}
 	}
 }
@@ -141,6 +141,15 @@ func syntaxProblem(file string, err error) Problem {
 		if t := located.GetToken(); t != nil {
 			p.Line, p.Column = t.Position.Line, t.Position.Column
 		}
+	}
+	return p
+}
+
+// Locate says where in the mesh's file a problem's field is.
+func (m *Mesh) Locate(p Problem) Problem {
+	p.File = m.file
+	if m.tree != nil {
+		p.Line, p.Column = position(m.tree, p.Field)
 	}
 	return p
 }

@@ -4,7 +4,11 @@
 // It does no I/O and knows nothing of Envoy, Consul or Redis, and it imports no other package of cachemesh.
 package mesh
 
-import "time"
+import (
+	"time"
+
+	"github.com/goccy/go-yaml/ast"
+)
 
 // APIVersion and Kind head every mesh.yaml.
 const (
@@ -40,6 +44,9 @@ type Mesh struct {
 	Regions []RegionSpec `yaml:"regions" jsonschema:"minItems=1"`
 	// What is loaded into the shards before anybody asks for it.
 	Warming *Warming `yaml:"warming,omitempty"`
+
+	file string
+	tree *ast.File // of file
 }
 
 // PoolSpec is a pool as mesh.yaml states it, the same in every region.

@@ -121,8 +121,7 @@ type SQL struct {
 	DSNFile string `yaml:"dsnFile,omitempty" json:"dsnFile,omitempty"`
 	// Environment variable of the agents with the connection string.
 	DSNEnv string `yaml:"dsnEnv,omitempty" json:"dsnEnv,omitempty"`
-	// One SELECT of the columns key, value and, if keys are to expire, seconds to live. With a parameter ($1, ?) it is given keys; without, it says
-	// itself which keys there are.
+	// One SELECT of the columns key, value and, if keys are to expire, seconds to live.
 	Query string `yaml:"query" json:"query" jsonschema:"minLength=1,maxLength=16384"`
 }
 
@@ -137,11 +136,11 @@ const (
 
 // Budget bounds what one run takes in one region, all agents together. What is left out has a default.
 type Budget struct {
-	// Keys a second (default 25000).
+	// Keys a second (default 20000).
 	KeysPerSecond int `yaml:"keysPerSecond,omitempty" json:"keysPerSecond,omitempty" jsonschema:"minimum=1,maximum=10000000"`
-	// Bytes of keys and values a second (default 33554432).
+	// Bytes of keys and values a second (default 50000000).
 	BytesPerSecond int `yaml:"bytesPerSecond,omitempty" json:"bytesPerSecond,omitempty" jsonschema:"minimum=1024,maximum=10000000000"`
-	// Keys a second that are read from a loader or a database (default 500).
+	// Keys a second that are read from a loader or a database (default 1000).
 	OriginPerSecond int `yaml:"originPerSecond,omitempty" json:"originPerSecond,omitempty" jsonschema:"minimum=1,maximum=10000000"`
 	// Chunks that are loaded at a time (default 4).
 	Concurrency int `yaml:"concurrency,omitempty" json:"concurrency,omitempty" jsonschema:"minimum=1,maximum=256"`
@@ -149,14 +148,19 @@ type Budget struct {
 
 // The defaults of plans.
 const (
-	DefaultAhead     = 15 * time.Minute
-	DefaultTTLSpread = 10
+	DefaultAhead           = 15 * time.Minute
+	DefaultKeysPerSecond   = 20_000
+	DefaultBytesPerSecond  = 50_000_000
+	DefaultOriginPerSecond = 1_000
+	DefaultConcurrency     = 4
+	DefaultTTLSpread       = 10
 
 	maxAhead  = time.Hour
 	maxJitter = 6 * time.Hour
 )
 
-func (p *Plan) setDefaults() {
+// SetDefaults fills in what a plan does not say.
+func (p *Plan) SetDefaults() {
 	if s := p.Schedule; s != nil && s.Missed == "" {
 		s.Missed = MissedSkip
 	}
@@ -169,9 +173,24 @@ func (p *Plan) setDefaults() {
 	if p.Keys.Prefix == "" {
 		p.Keys.Prefix = p.Keys.Route
 	}
+	p.Budget.setDefaults()
 	if p.TTLSpread == nil {
 		spread := DefaultTTLSpread
 		p.TTLSpread = &spread
+	}
+}
+
+func (b *Budget) setDefaults() {
+	for _, d := range []struct {
+		field *int
+		value int
+	}{
+		{&b.KeysPerSecond, DefaultKeysPerSecond}, {&b.BytesPerSecond, DefaultBytesPerSecond},
+		{&b.OriginPerSecond, DefaultOriginPerSecond}, {&b.Concurrency, DefaultConcurrency},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
 	}
 }
 
@@ -239,20 +258,20 @@ func (v *validation) trigger(field string, p Plan) {
 }
 
 func (v *validation) keys(field string, p Plan, m *Mesh) {
-	if !m.hasRoute(p.Keys.Route) {
+	if m.PoolOf(p.Keys.Route) == "" {
 		v.add(field+".keys.route", "write the prefix of a route in pools", "no route has the prefix %q", p.Keys.Route)
 	}
 	if !strings.HasPrefix(p.Keys.Prefix, p.Keys.Route) {
 		v.add(field+".keys.prefix", "begin it with "+p.Keys.Route, "keys that begin with %q are not of route %q", p.Keys.Prefix, p.Keys.Route)
 	}
-	if p.Keys.File != "" && p.Source.File != "" {
-		v.add(field+".keys.file", "remove it, or take the values from a region, a loader or sql", "a file of values says itself which keys there are")
+	if p.Keys.File != "" && (p.Source.SQL != nil || p.Source.File != "") {
+		v.add(field+".keys.file", "remove it, or take the values from a region or a loader", "this source says itself which keys there are")
 	}
 	if p.Keys.File != "" && (p.Rule != nil || p.FollowSun != nil) {
 		v.add(field+".keys.file", "remove it", "this trigger says itself which keys are loaded")
 	}
-	if (p.Rule != nil || p.FollowSun != nil) && p.Source.File != "" {
-		v.add(field+".source", "take the values from a region, a loader or sql", "this trigger says which keys are loaded, and a file cannot be asked for single keys")
+	if (p.Rule != nil || p.FollowSun != nil) && (p.Source.SQL != nil || p.Source.File != "") {
+		v.add(field+".source", "take the values from a region or a loader", "this trigger says which keys are loaded, and the source cannot be asked for single keys")
 	}
 }
 
@@ -272,7 +291,7 @@ func (v *validation) source(field string, p Plan, m *Mesh) {
 		v.add(field+".source.region", "name one of "+strings.Join(m.RegionNames(), ", ")+", or nearest", "there is no region %q", p.Source.Region)
 	case len(m.Regions) < 2:
 		v.add(field+".source.region", "take the values from a loader, sql or a file", "there is no other region")
-	case p.Source.Region == Nearest && len(m.Regions) > 2 && !m.located():
+	case p.Source.Region == Nearest && len(m.Regions) > 2 && !m.Located():
 		v.add(field+".source.region", "give every region a location", "what is nearest is not known")
 	}
 	if s := p.Source.SQL; s != nil && (s.DSNFile == "") == (s.DSNEnv == "") {
@@ -280,14 +299,18 @@ func (v *validation) source(field string, p Plan, m *Mesh) {
 	}
 }
 
-func (m *Mesh) hasRoute(prefix string) bool {
-	return slices.ContainsFunc(m.Pools, func(p PoolSpec) bool {
-		return slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Prefix == prefix })
-	})
+// PoolOf is the pool that has the route of that prefix, "" if there is none.
+func (m *Mesh) PoolOf(route string) string {
+	for _, p := range m.Pools {
+		if slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Prefix == route }) {
+			return p.Name
+		}
+	}
+	return ""
 }
 
-// located says whether every region has a location.
-func (m *Mesh) located() bool {
+// Located says whether every region has a location.
+func (m *Mesh) Located() bool {
 	return !slices.ContainsFunc(m.Regions, func(r RegionSpec) bool { return r.Location == nil })
 }
 
