@@ -1,10 +1,14 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/shards"
@@ -24,24 +28,28 @@ const (
 // handover makes this node the primary in place of From, without losing a write that From has acknowledged. After an error From goes on as
 // the primary, at the latest when its pause ends.
 func (c *Client) handover(ctx context.Context, a shards.Action) (shards.Node, error) {
-	to, err := c.probe(ctx)
-	if err != nil {
-		return to, err
-	}
 	from := New(a.From, c.access, c.timeout)
 	defer from.Close()
+	// Requests are held: both at once.
+	var asking sync.WaitGroup
+	var old shards.Node
+	var silent error
+	asking.Go(func() { old, silent = from.Probe(ctx) })
+	to, err := c.probe(ctx)
+	asking.Wait()
+	if err != nil {
+		return to, undone(err)
+	}
 	if to.Role != mesh.Primary || to.Epoch != a.Epoch {
-		old, err := from.Probe(ctx)
-		if err != nil {
-			return to, err
-		}
 		switch {
+		case silent != nil:
+			return to, undone(silent)
 		case old.Epoch > a.Epoch:
 			return to, fmt.Errorf("%w at %s: %d, and this is of %d", shards.ErrEpoch, a.From, old.Epoch, a.Epoch)
 		case old.Role != mesh.Primary:
-			return to, fmt.Errorf("%s is no primary", a.From)
+			return to, undone(fmt.Errorf("%s is no primary", a.From))
 		case !to.Linked || to.ReplID != old.ReplID:
-			return to, fmt.Errorf("it does not replicate %s, or not yet", a.From)
+			return to, undone(fmt.Errorf("it does not replicate %s, or not yet", a.From))
 		}
 		if err := c.takeOver(ctx, from, a); err != nil {
 			return to, err
@@ -54,6 +62,9 @@ func (c *Client) handover(ctx context.Context, a shards.Action) (shards.Node, er
 	return to, nil
 }
 
+// undone is an error after which both nodes are as they were, as far as this action goes.
+func undone(err error) error { return fmt.Errorf("%w: %w", shards.ErrUndone, err) }
+
 // takeOver pauses From, waits until this node has all of its writes, and promotes it.
 func (c *Client) takeOver(ctx context.Context, from *Client, a shards.Action) error {
 	begun := time.Now()
@@ -62,7 +73,7 @@ func (c *Client) takeOver(ctx context.Context, from *Client, a shards.Action) er
 	paused, err := c.follow(waiting, from)
 	if err != nil {
 		from.unpause(ctx)
-		return fmt.Errorf("it has not caught up with %s within %s: %w", a.From, time.Since(begun).Round(time.Millisecond), err)
+		return undone(fmt.Errorf("it has not caught up with %s within %s: %w", a.From, time.Since(begun).Round(time.Millisecond), err))
 	}
 	promoting, cancel := context.WithDeadline(ctx, paused.Add(promotion))
 	defer cancel()
@@ -105,14 +116,17 @@ func (c *Client) follow(ctx context.Context, from *Client) (paused time.Time, er
 	}
 }
 
-// pause holds the node's writes, or goes on to hold them, and says what the node is then.
+// pause holds the node's writes, or goes on to hold them, and says what the node is then, without its epoch.
 func (c *Client) pause(ctx context.Context, long time.Duration) (n shards.Node, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if err := c.redis.Do(ctx, "CLIENT", "PAUSE", long.Milliseconds(), "WRITE").Err(); err != nil {
+	pipe := c.redis.Pipeline()
+	paused := pipe.Do(ctx, "CLIENT", "PAUSE", long.Milliseconds(), "WRITE")
+	n, _, err = c.ask(ctx, pipe, func(p redis.Pipeliner) redis.Cmder { return p.Ping(ctx) })
+	if err = cmp.Or(err, paused.Err()); err != nil {
 		return n, fmt.Errorf("Redis at %s: %w", c.address, err)
 	}
-	return c.Probe(ctx)
+	return n, nil
 }
 
 // unpause is for a node that is known to answer; if it does not, its pause ends by itself.

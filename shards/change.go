@@ -122,6 +122,8 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 		if held || waited >= holdFor {
 			d.act(a)
 		}
+	case !promoted && d.alone(k) && errors.Is(k.tried, ErrUndone):
+		d.abandon(member.Shard, s, c, k.tried.Error()) // at once: requests are held
 	case !d.asked(k):
 	case promoted && d.well(s):
 		d.abandon(member.Shard, s, c, c.From+" goes on, since the control plane that began this did not end it")
@@ -154,6 +156,9 @@ func (d *deciding) asked(k *memory) bool {
 	}
 	return d.now.Sub(last) >= 2*d.config.DownAfter
 }
+
+// alone says whether nobody but this control plane can have acted on a change: it has led since before that began.
+func (d *deciding) alone(k *memory) bool { return !d.since.After(k.begun) }
 
 // abandon ends a switch without effect: the old primary goes on, once its pause has ended. Its epoch is a new one, since the other node
 // may have been given the switch's.

@@ -68,6 +68,27 @@ func TestASwitchWhoseOldPrimaryOnlyTheControlPlaneMissesWaits(t *testing.T) {
 	w.isPrimary(t, "a", 3, SwitchFailed)
 }
 
+func TestASwitchThatDidNothingEndsAtOnce(t *testing.T) {
+	for _, anew := range []bool{false, true} {
+		w := newWorld(t, pair, "x")
+		w.run(4 * time.Second)
+		w.refuses, w.refusal = func(a Action) bool { return a.Op == Handover }, ErrUndone
+		w.m.Ask(Command{Kind: Switch, Shard: "s"})
+		w.run(100 * time.Millisecond)
+		if c := w.shard("s").Change; c == nil || c.Phase != Holding {
+			t.Fatalf("%+v", c)
+		}
+		if anew {
+			w.m.Lease(w.now, w.now) // somebody else may have led, and acted
+		}
+		w.run(150 * time.Millisecond)
+		if s := w.shard("s"); s.Primary != "a" || (s.Change != nil) != anew {
+			t.Errorf("led anew: %t: %+v after %v", anew, s, w.kinds())
+		}
+		w.isPrimary(t, "a", 3, SwitchFailed)
+	}
+}
+
 func TestAHandoverWhoseAnswerIsLostCounts(t *testing.T) {
 	w := newWorld(t, pair, "x")
 	w.run(4 * time.Second)

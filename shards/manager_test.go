@@ -20,6 +20,7 @@ type world struct {
 	sees   func(address string) bool // whether agents reach it
 	// Actions that fail, and epochs that nodes show only when they are to be promoted.
 	refuses func(Action) bool
+	refusal error
 	hidden  map[string]uint64
 	wrote   int
 	last    []Answer
@@ -28,7 +29,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T, members []Member, agents ...string) *world {
-	w := &world{t: t, m: New(Config{Region: "here", DownAfter: 300 * time.Millisecond, MaxLoss: 0.5}), now: time.Unix(1000, 0),
+	w := &world{t: t, m: New(Config{Region: "here", DownAfter: 300 * time.Millisecond, MaxLoss: 0.5}), now: time.Unix(1000, 0), refusal: errTest,
 		nodes: map[string]*Node{}, dead: map[string]bool{}, agents: agents}
 	w.sees = func(address string) bool { return !w.dead[address] }
 	for _, m := range members {
@@ -92,7 +93,7 @@ func (w *world) act(a Action) {
 	case w.dead[a.Node]:
 		err = errTest
 	case w.refuses != nil && w.refuses(a):
-		err = errTest
+		err = w.refusal
 	case a.RunID != "" && a.RunID != n.RunID:
 		err = errTest
 	case a.Op == Promote && n.Role == mesh.Replica && w.hidden[a.Node] >= a.Epoch:

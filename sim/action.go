@@ -272,7 +272,7 @@ func (x *action) handover(n *node, then func(shards.Node, error)) {
 		fail := func(seen shards.Node, err error) {
 			if err != nil && !missing || x.c.clock()-begun >= catchUp {
 				unpause()
-				then(seen, errSilent)
+				then(seen, shards.ErrUndone)
 				return
 			}
 			x.c.w.after(ms, func() { x.c.receive(x.run, func() { follow(begun, missing) }) })
@@ -313,18 +313,18 @@ func (x *action) handover(n *node, then func(shards.Node, error)) {
 			if err == nil {
 				demote(to)
 			} else {
-				then(to, err)
+				then(to, shards.ErrUndone)
 			}
 			return
 		}
 		x.ask(from, 0, info(from), func(old shards.Node, _ int, err error) {
 			switch {
 			case err != nil:
-				then(to, err)
+				then(to, shards.ErrUndone)
 			case old.Epoch > x.Epoch:
 				then(to, shards.ErrEpoch)
 			case old.Role != mesh.Primary || !to.Linked || to.ReplID != old.ReplID:
-				then(to, errReply)
+				then(to, shards.ErrUndone)
 			default:
 				follow(x.c.clock(), false)
 			}
