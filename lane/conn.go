@@ -45,6 +45,9 @@ type conn struct {
 	held     bool // the executor's lock
 	added    int  // items since
 
+	since  time.Time // when what was read last may have come
+	behind bool      // there was no room for so long that what is read next is old, too
+
 	out []byte // replies, of who answers
 
 	mu          sync.Mutex
@@ -87,6 +90,10 @@ func (c *conn) serve() {
 			return
 		}
 		n, err := c.net.Read(c.in[c.w:])
+		if !c.behind {
+			c.since = time.Now()
+		}
+		c.behind = c.behind && c.w+n == len(c.in)
 		c.w += n
 		if n == 0 && err != nil {
 			return
@@ -174,12 +181,18 @@ func (c *conn) hold() *batch {
 		c.held = true
 		c.policy = c.s.knownPolicy()
 		e.mu.Lock()
-		for e.pending.full() {
-			e.space.Wait()
+		if e.pending.full() {
+			began := time.Now()
+			for e.pending.full() {
+				e.space.Wait()
+			}
+			if time.Since(began) > atLeast {
+				c.since, c.behind = began, true
+			}
 		}
 	}
-	if e.pending.empty() {
-		e.pending.since = time.Now()
+	if e.pending.empty() || c.since.Before(e.pending.since) {
+		e.pending.since = c.since
 	}
 	c.added++
 	return e.pending

@@ -107,6 +107,11 @@ func (e *executor) serve(b *batch) {
 			u.conn.finish(u.items)
 		}
 	}()
+	if waited := time.Since(b.since); waited > e.s.config.Timeout+atLeast {
+		// Who sent it has an error already, and may have gone on.
+		e.refuse(b, fmt.Sprintf("ERR the shard's lane is behind: this waited for %s; nothing was written", waited.Round(time.Millisecond)))
+		return
+	}
 	deadline := later(b.since.Add(e.s.config.Timeout), time.Now().Add(atLeast))
 	for {
 		up, err := e.connect(deadline)
@@ -115,7 +120,7 @@ func (e *executor) serve(b *batch) {
 			return
 		}
 		if err != nil {
-			e.refuse(b, fmt.Sprintf("ERR the shard's lane reaches no primary within %s: %v; nothing was written", e.s.config.Timeout, err))
+			e.refuse(b, e.s.unreached(err))
 			return
 		}
 		for _, k := range b.keys {
@@ -135,8 +140,16 @@ func (e *executor) serve(b *batch) {
 			return
 		}
 		// Nothing of what is not answered yet took effect.
+		if !time.Now().Before(deadline) {
+			e.refuse(b, e.s.unreached(err))
+			return
+		}
 		e.s.pause(deadline)
 	}
+}
+
+func (s *Server) unreached(why error) string {
+	return fmt.Sprintf("ERR the shard's lane reaches no primary within %s: %v; nothing was written", s.config.Timeout, why)
 }
 
 // plain is a text as a line.

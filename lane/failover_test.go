@@ -316,3 +316,41 @@ func TestWritesWaitForTheFirstView(t *testing.T) {
 	}
 	equal(t, "journal", journaled(t, node, 0), []string{"u:1"})
 }
+
+// A primary that comes just as a write's time is over neither gets it nor keeps the lane busy with it for ever.
+func TestAWriteWhoseTimeIsOverIsGivenUp(t *testing.T) {
+	ctx := context.Background()
+	_, primary := startRedis(t, process.Redis{})
+	there := View{Address: addressOf(primary), Routes: routes}
+	gone := View{Address: "127.0.0.1:1", Routes: routes}
+	f := startLane(t, there)
+	c := f.connect(t)
+	for i := range 12 {
+		k := fmt.Sprint("u:", i)
+		gone.Epoch, there.Epoch = there.Epoch+1, there.Epoch+2
+		f.Update(gone)
+		time.AfterFunc(f.config.Timeout-time.Duration(i)*300*time.Microsecond, func() { f.Update(there) })
+		said := c.do("SET", k, "x")
+		if n, err := primary.Exists(ctx, k).Result(); err != nil || (n == 1) != (said == "OK") && !strings.Contains(said, "is not known") {
+			t.Fatalf("%s: the lane says %q, and the node has %d (%v)", k, said, n, err)
+		}
+		c.want("OK", "SET", "u:next", "y")
+	}
+}
+
+// What waited for longer than anybody waits for its answer is not written any more.
+func TestWhatCameLongAgoIsNotWritten(t *testing.T) {
+	_, primary := startRedis(t, process.Redis{})
+	f := startLane(t, View{Address: addressOf(primary)})
+	e := f.executors[0]
+	c := f.connect(t)
+	c.want("OK", "SET", "u:1", "x")
+	wait(t, "a write that is old is refused", func() bool {
+		e.mu.Lock()
+		e.pending.answer(nil, nil) // is there before
+		e.pending.since = time.Now().Add(-time.Minute)
+		e.mu.Unlock()
+		return strings.Contains(c.do("SET", "u:1", "y"), "is behind")
+	})
+	c.want("OK", "SET", "u:1", "z")
+}
