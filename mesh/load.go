@@ -53,41 +53,80 @@ func (p Problems) Error() string {
 // Load parses and validates a mesh.yaml and fills in its defaults. file is its name, for errors, which
 // are of type Problems.
 func Load(file string, data []byte) (*Mesh, error) {
+	m := new(Mesh)
+	at, err := decode(file, data, m)
+	if err != nil {
+		return nil, err
+	}
+	m.at = at
+	m.setDefaults()
+	if problems := m.validate(); len(problems) > 0 {
+		return nil, at.all(problems)
+	}
+	return m, nil
+}
+
+// decode parses a file, holds it against the part of the schema that is for a location, and fills v.
+func decode(file string, data []byte, v any, location ...string) (located, error) {
+	begin := "apiVersion: " + APIVersion
+	if len(location) > 0 {
+		begin = "plans:"
+	}
 	tree, err := parser.ParseBytes(data, 0)
 	if err != nil {
-		return nil, Problems{syntaxProblem(file, err)}
+		return located{}, Problems{syntaxProblem(file, err)}
 	}
 	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil || len(bytes.TrimSpace(data)) == 0 {
-		return nil, Problems{{File: file, Message: "the file is empty", Remedy: "start it with apiVersion: " + APIVersion}}
+		return located{}, Problems{{File: file, Message: "the file is empty", Remedy: "start it with " + begin}}
 	}
 	if len(tree.Docs) > 1 {
 		second := Problem{File: file, Message: "a second YAML document", Remedy: "keep one mesh a file"}
 		if start := tree.Docs[1].Start; start != nil {
 			second.Line, second.Column = start.Position.Line, start.Position.Column
 		}
-		return nil, Problems{second}
+		return located{}, Problems{second}
 	}
-	problems := checkSchema(data)
-	m := new(Mesh)
-	if len(problems) == 0 {
-		if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(m); err != nil {
-			return nil, Problems{syntaxProblem(file, err)}
-		}
-		m.setDefaults()
-		problems = m.validate()
+	at := located{file: file, tree: tree}
+	if len(location) > 0 {
+		at.within = strings.Join(location, ".") + "."
 	}
-	m.file, m.tree = file, tree
-	if len(problems) == 0 {
-		return m, nil
+	if problems := checkSchema(data, location); len(problems) > 0 {
+		return located{}, at.all(problems)
 	}
+	if err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(v); err != nil {
+		return located{}, Problems{syntaxProblem(file, err)}
+	}
+	return at, nil
+}
+
+// located knows where in a file its fields are.
+type located struct {
+	file   string
+	tree   *ast.File
+	within string // begins the fields of a file that is a part of a mesh.yaml
+}
+
+func (l located) one(p Problem) Problem {
+	p.File, p.Field = l.file, strings.TrimPrefix(p.Field, l.within)
+	if l.tree != nil {
+		p.Line, p.Column = position(l.tree, p.Field)
+	}
+	return p
+}
+
+// all are in the file's order.
+func (l located) all(problems Problems) Problems {
 	for i := range problems {
-		problems[i] = m.Locate(problems[i])
+		problems[i] = l.one(problems[i])
 	}
 	slices.SortFunc(problems, func(a, b Problem) int {
 		return cmp.Or(a.Line-b.Line, a.Column-b.Column, strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
 	})
-	return nil, problems
+	return problems
 }
+
+// Locate says where in the mesh's file a problem's field is.
+func (m *Mesh) Locate(p Problem) Problem { return m.at.one(p) }
 
 func (m *Mesh) setDefaults() {
 	if m.OpTimeout == 0 {
@@ -141,15 +180,6 @@ func syntaxProblem(file string, err error) Problem {
 		if t := located.GetToken(); t != nil {
 			p.Line, p.Column = t.Position.Line, t.Position.Column
 		}
-	}
-	return p
-}
-
-// Locate says where in the mesh's file a problem's field is.
-func (m *Mesh) Locate(p Problem) Problem {
-	p.File = m.file
-	if m.tree != nil {
-		p.Line, p.Column = position(m.tree, p.Field)
 	}
 	return p
 }

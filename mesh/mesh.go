@@ -4,11 +4,7 @@
 // It does no I/O and knows nothing of Envoy, Consul or Redis, and it imports no other package of cachemesh.
 package mesh
 
-import (
-	"time"
-
-	"github.com/goccy/go-yaml/ast"
-)
+import "time"
 
 // APIVersion and Kind head every mesh.yaml.
 const (
@@ -45,8 +41,7 @@ type Mesh struct {
 	// What is loaded into the shards before anybody asks for it.
 	Warming *Warming `yaml:"warming,omitempty"`
 
-	file string
-	tree *ast.File // of file
+	at located
 }
 
 // PoolSpec is a pool as mesh.yaml states it, the same in every region.

@@ -33,13 +33,15 @@ var compiledSchema = sync.OnceValue(func() *jsonschema.Schema {
 	return c.MustCompile(url)
 })
 
-// checkSchema holds a YAML document that parses against the schema: types, missing and unknown fields, names and ranges.
-func checkSchema(data []byte) Problems {
+// checkSchema holds a YAML document that parses against the part of the schema that is for a location: types, missing and unknown fields, names
+// and ranges.
+func checkSchema(data []byte, base []string) Problems {
 	var document any
 	if err := yaml.Unmarshal(data, &document); err != nil {
 		return Problems{syntaxProblem("", err)}
 	}
-	err := compiledSchema().Validate(document)
+	part, _ := schemaAt(base)
+	err := part.Validate(document)
 	invalid, ok := err.(*jsonschema.ValidationError)
 	if !ok {
 		if err != nil {
@@ -54,15 +56,19 @@ func checkSchema(data []byte) Problems {
 			walk(cause)
 		}
 		if len(e.Causes) == 0 {
-			problems = append(problems, schemaProblems(e)...)
+			problems = append(problems, schemaProblems(e, base)...)
 		}
 	}
 	walk(invalid)
 	return problems
 }
 
-func schemaProblems(e *jsonschema.ValidationError) Problems {
+func schemaProblems(e *jsonschema.ValidationError, base []string) Problems {
 	at := e.InstanceLocation
+	describe := func(location []string) string {
+		_, description := schemaAt(slices.Concat(base, location))
+		return strings.ReplaceAll(description, "\n", " ")
+	}
 	within := func(name string) []string { return append(at[:len(at):len(at)], name) }
 	switch k := e.ErrorKind.(type) {
 	case *kind.Required:
@@ -74,7 +80,7 @@ func schemaProblems(e *jsonschema.ValidationError) Problems {
 	case *kind.AdditionalProperties:
 		var problems Problems
 		for _, name := range k.Properties {
-			known := strings.Join(propertiesOf(at), ", ")
+			known := strings.Join(propertiesOf(slices.Concat(base, at)), ", ")
 			problems = append(problems, Problem{Field: fieldOf(within(name)), Message: "is no field that exists", Remedy: "the fields here are " + known})
 		}
 		return problems
@@ -124,11 +130,6 @@ func schemaAt(location []string) (part *jsonschema.Schema, description string) {
 		part = part.Ref
 	}
 	return part, description
-}
-
-func describe(location []string) string {
-	_, description := schemaAt(location)
-	return strings.ReplaceAll(description, "\n", " ")
 }
 
 func propertiesOf(location []string) []string {

@@ -202,6 +202,34 @@ type Location struct {
 	Longitude float64 `yaml:"longitude" json:"longitude" jsonschema:"minimum=-180,maximum=180"`
 }
 
+// LoadPlans parses a file of plans, as under warming in mesh.yaml, and returns the mesh with these plans instead of its own. Its errors are of
+// type Problems.
+func (m *Mesh) LoadPlans(file string, data []byte) (*Mesh, error) {
+	w := new(Warming)
+	at, err := decode(file, data, w, "warming")
+	if err != nil {
+		return nil, err
+	}
+	for i := range w.Plans {
+		w.Plans[i].SetDefaults()
+	}
+	with := m.WithPlans(w.Plans)
+	with.at = at
+	v := &validation{where: map[string]string{}}
+	v.warming(with)
+	if len(v.problems) > 0 {
+		return nil, at.all(v.problems)
+	}
+	return with, nil
+}
+
+// WithPlans is the mesh with other plans.
+func (m *Mesh) WithPlans(plans []Plan) *Mesh {
+	with := *m
+	with.Warming = &Warming{Plans: plans}
+	return &with
+}
+
 func (v *validation) warming(m *Mesh) {
 	if m.Warming == nil {
 		return
