@@ -8,7 +8,7 @@ import (
 // query finds what no database would take: anything but one SELECT, and quotes, comments and brackets that do not end. Tables and columns are for
 // the database to judge, which agents ask before the first row.
 func (c *compiler) query(field, text string) {
-	const remedy = "write one SELECT, without a semicolon, that both of you can read"
+	const remedy = "write one SELECT, without a semicolon"
 	bad := func(at int, format string, args ...any) {
 		line, column := 1+strings.Count(text[:at], "\n"), at-strings.LastIndex(text[:at], "\n")
 		c.add(field, remedy, "line %d, column %d of the query: %s", line, column, fmt.Sprintf(format, args...))

@@ -27,6 +27,7 @@ const (
 // times are those of a schedule.
 type times struct {
 	cron   cron.Schedule
+	hourly bool // they come in each hour that there is, not at hours that are named
 	finish bool // they say when a run is to be over
 	jitter time.Duration
 	missed mesh.Missed
@@ -53,6 +54,7 @@ func (c *compiler) times(field string, s mesh.Schedule) *times {
 			"%q is no time: column %d: %s", expression, column, what)
 		return t
 	}
+	t.hourly = strings.HasPrefix(strings.Fields(spec)[1], "*")
 	if at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC); t.cron.Next(at).IsZero() {
 		c.add(field, "write a day that exists", "%q never comes", expression)
 	}
@@ -137,7 +139,20 @@ func (t *times) due(zone *time.Location, seed string, slot, now time.Time, took 
 
 // next is the first time after another. In the hour that comes twice when summer ends, a time comes once.
 func (t *times) next(zone *time.Location, after time.Time) time.Time {
-	return t.cron.Next(after.In(zone))
+	for at := after.In(zone); ; {
+		if at = t.cron.Next(at); at.IsZero() || t.hourly || !again(at) {
+			return at
+		}
+	}
+}
+
+// again says whether clocks show this time for the second time.
+func again(at time.Time) bool {
+	_, offset := at.Zone()
+	_, before := at.Add(-3 * time.Hour).Zone()
+	first := at.Add(time.Duration(offset-before) * time.Second)
+	_, then := first.Zone()
+	return before > offset && then == before
 }
 
 // delay is by how much a time is put off.
