@@ -21,3 +21,9 @@ func AppendBulk[T string | []byte](b []byte, value T) []byte {
 	b = append(strconv.AppendInt(append(b, '$'), int64(len(value)), 10), '\r', '\n')
 	return append(append(b, value...), '\r', '\n')
 }
+
+// AppendInt appends a number as a string.
+func AppendInt(b []byte, n int64) []byte {
+	var digits [20]byte
+	return AppendBulk(b, strconv.AppendInt(digits[:0], n, 10))
+}
