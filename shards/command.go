@@ -39,10 +39,13 @@ func (d *deciding) refuse(q *question, format string, args ...any) bool {
 // consider says whether a question has its answer. An event answers it once it is in the store.
 func (d *deciding) consider(q *question) bool {
 	for _, e := range d.state.Events {
-		if !q.begun || e.ID <= q.after || e.Shard != q.command.Shard {
+		if !q.begun || e.ID <= q.after || !q.command.about(e) {
 			continue
 		}
 		switch {
+		case q.command.Kind == HandoffBegun, q.command.Kind == HandoffUndone:
+			d.answers = append(d.answers, Answer{ID: q.id, Event: e})
+			return true
 		case e.Kind == SwitchFailed && q.epoch != 0:
 			return d.refuse(q, "%s is as it was: %s", e.Shard, e.Reason)
 		case q.epoch != 0 && e.Epoch >= q.epoch, q.command.Kind == Accepted && e.Kind == Accepted && e.Pool == q.command.Pool:
@@ -63,6 +66,10 @@ func (d *deciding) consider(q *question) bool {
 		return d.accept(q)
 	case Restarted:
 		return d.restart(q)
+	case HandoffBegun:
+		return d.reshape(q)
+	case HandoffUndone:
+		return d.undo(q)
 	default:
 		return d.change(q)
 	}

@@ -27,6 +27,7 @@ type deciding struct {
 	next    State
 	changed bool
 	actions []Action
+	moves   []Move
 	answers []Answer
 	held    map[string]bool // pools in which nothing may be begun
 }
@@ -44,6 +45,7 @@ func (m *Manager) Decide(now time.Time) Decision {
 	for _, member := range m.members {
 		d.shard(member)
 	}
+	d.handoffs()
 	d.keepWitnesses()
 	d.commands()
 	d.watchNodes()
@@ -57,7 +59,7 @@ func (m *Manager) Decide(now time.Time) Decision {
 	for _, a := range d.actions {
 		m.running[a] = true
 	}
-	return Decision{Actions: d.actions, Answers: d.answers}
+	return Decision{Actions: d.actions, Moves: d.moves, Answers: d.answers}
 }
 
 func (d *deciding) set(name string, s Shard) {
@@ -71,13 +73,16 @@ func (d *deciding) touch() {
 		return
 	}
 	d.changed = true
-	d.next.Shards, d.next.Frozen, d.next.Events = maps.Clone(d.next.Shards), maps.Clone(d.next.Frozen), slices.Clone(d.next.Events)
-	if d.next.Shards == nil {
-		d.next.Shards = map[string]Shard{}
+	d.next.Shards, d.next.Frozen, d.next.Events = cloned(d.next.Shards), cloned(d.next.Frozen), slices.Clone(d.next.Events)
+	d.next.Rings, d.next.Handoffs, d.next.Nodes = cloned(d.next.Rings), cloned(d.next.Handoffs), cloned(d.next.Nodes)
+}
+
+// cloned is a copy to which can be added.
+func cloned[V any](m map[string]V) map[string]V {
+	if m == nil {
+		return map[string]V{}
 	}
-	if d.next.Frozen == nil {
-		d.next.Frozen = map[string]Freeze{}
-	}
+	return maps.Clone(m)
 }
 
 func (d *deciding) event(e Event) {

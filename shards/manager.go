@@ -14,6 +14,7 @@ type Config struct {
 	Name      string        // of this control plane, for events
 	DownAfter time.Duration // a node that gave no good answer for so long is down
 	MaxLoss   float64       // share of a pool's nodes; if more go at once, the pool is frozen
+	OpTimeout time.Duration // a request that a sidecar has sent is carried out within it, or not at all
 	// Wall makes the time of day out of a reading of the clock that only goes forwards; nil takes the reading for it.
 	Wall func(time.Time) time.Time
 }
@@ -22,6 +23,8 @@ type Config struct {
 type Member struct {
 	Pool   string
 	Shard  string
+	Weight uint32   // on the ring, as the membership has it; 0 is 1
+	Lanes  bool     // agents carry writes of the pool
 	Follow bool     // others manage its nodes: they are only looked at
 	First  string   // with Follow: who is followed if several nodes say that they are primary; "" is who was last
 	Nodes  []string // addresses, in the membership's order
@@ -74,11 +77,16 @@ type Action struct {
 
 // Command is what an operator asks for.
 type Command struct {
-	Kind  Kind // Switch, Restarted or Accepted
+	Kind  Kind // Switch, Restarted, Accepted, HandoffBegun or HandoffUndone
 	Pool  string
 	Shard string
 	Node  string // "" lets the manager choose
 	Force bool
+	// Of HandoffBegun:
+	Reshape Reshape
+	Weight  uint32
+	Nodes   []string // addresses of a shard that is added; none: the membership's
+	Limits  Limits
 }
 
 // Answer is what came of a command.
@@ -103,11 +111,13 @@ type Alert struct {
 	Remedy  string `json:"remedy"`
 }
 
-// Decision is what is to be done next: either State is to be written in place of Revision, or Actions are to be done.
+// Decision is what is to be done next: either State is to be written in place of Revision, or Actions are to be done, and Moves to be
+// under way or done, and no others.
 type Decision struct {
 	State    *State // nil: nothing to write
 	Revision uint64
 	Actions  []Action
+	Moves    []Move
 	Answers  []Answer
 }
 
@@ -126,15 +136,19 @@ type Manager struct {
 	decided time.Time // last
 	awake   time.Time // it has decided without a break from then on
 
-	members  []Member
-	pools    []pool               // of members
-	nodes    map[string]*sighting // by address
-	agents   map[string]*agent    // by name
-	verdicts map[string]map[string]verdict
-	acked    map[string]map[string]string // by shard and agent: the address that its Envoy has acknowledged
-	memory   map[string]*memory           // by shard
-	running  map[Action]bool
-	retry    map[Action]time.Time // not again before
+	offered   []Member             // the membership
+	members   []Member             // what the state makes of it
+	pools     []pool               // of members
+	nodes     map[string]*sighting // by address
+	agents    map[string]*agent    // by name
+	verdicts  map[string]map[string]verdict
+	acked     map[string]map[string]string    // by shard and agent: the address that its Envoy has acknowledged
+	memory    map[string]*memory              // by shard
+	moving    map[string]*moving              // by pool
+	following map[string]map[string]Following // by pool and agent
+	unread    map[string]bool                 // pools of which a shard that leaves has a journal that is not read to its end
+	running   map[Action]bool
+	retry     map[Action]time.Time // not again before
 
 	asked    uint64
 	waiting  []question
@@ -189,20 +203,28 @@ func New(config Config) *Manager {
 		config.Wall = func(t time.Time) time.Time { return t.Round(0).UTC() }
 	}
 	return &Manager{config: config, nodes: map[string]*sighting{}, agents: map[string]*agent{}, verdicts: map[string]map[string]verdict{},
-		acked: map[string]map[string]string{}, memory: map[string]*memory{}, running: map[Action]bool{}, retry: map[Action]time.Time{}, restarts: map[Action]uint64{}}
+		acked: map[string]map[string]string{}, memory: map[string]*memory{}, running: map[Action]bool{}, retry: map[Action]time.Time{}, restarts: map[Action]uint64{},
+		moving: map[string]*moving{}, following: map[string]map[string]Following{}}
 }
 
 // Configure changes how it decides from now on; the region stays.
-func (m *Manager) Configure(downAfter time.Duration, maxLoss float64) {
-	m.config.DownAfter, m.config.MaxLoss = downAfter, maxLoss
+func (m *Manager) Configure(downAfter time.Duration, maxLoss float64, opTimeout time.Duration) {
+	m.config.DownAfter, m.config.MaxLoss, m.config.OpTimeout = downAfter, maxLoss, opTimeout
 }
 
 // Members takes in the whole membership.
 func (m *Manager) Members(members []Member) {
-	m.members, m.pools = members, poolsOf(members)
+	m.offered = members
+	m.arrange()
+}
+
+// arrange makes the shards that are managed out of the membership and the state.
+func (m *Manager) arrange() {
+	m.members = m.state.arrange(m.offered)
+	m.pools = poolsOf(m.members)
 	listed := map[string]bool{}
 	named := map[string]bool{}
-	for _, member := range members {
+	for _, member := range m.members {
 		named[member.Shard] = true
 		for _, address := range member.Nodes {
 			listed[address] = true
@@ -224,6 +246,7 @@ func (m *Manager) Members(members []Member) {
 // Loaded takes in what the store has.
 func (m *Manager) Loaded(now time.Time, s State, revision uint64) {
 	m.state, m.revision, m.loaded = s, revision, true
+	m.arrange()
 	m.remember(now)
 }
 
@@ -297,6 +320,7 @@ func (m *Manager) AgentLost(now time.Time, name string) {
 	for _, acked := range m.acked {
 		delete(acked, name)
 	}
+	m.unfollow(name)
 }
 
 // AgentLeft takes in that an agent has stopped as planned.
@@ -305,6 +329,7 @@ func (m *Manager) AgentLeft(name string) {
 	for _, acked := range m.acked {
 		delete(acked, name)
 	}
+	m.unfollow(name)
 }
 
 // Verdicts takes in what an agent says of the primaries that it witnesses.
@@ -338,6 +363,7 @@ func (m *Manager) Ask(c Command) (id uint64) {
 // Written takes in that a decision's state has been written.
 func (m *Manager) Written(now time.Time, s State, revision uint64) {
 	m.state, m.revision = s, revision
+	m.arrange()
 	m.queued = slices.Delete(m.queued, 0, m.flushing)
 	m.flushing = 0
 	m.remember(now)

@@ -1,19 +1,25 @@
-// Package shards decides who is each shard's primary: health, quorum, leadership, promotion and the guard, as one deterministic
-// state machine (Manager). What it decides is State, which a region's control planes share by compare-and-set; what it wants done
-// to Redis nodes are Actions, each safe if done twice.
+// Package shards decides who is each shard's primary, and which shards are on each pool's ring: health, quorum, leadership, promotion,
+// the guard and the steps of handoffs, as one deterministic state machine (Manager). What it decides is State, which a region's control
+// planes share by compare-and-set; what it wants done to Redis nodes are Actions, and Moves of keys, each safe if done twice.
 //
 // It does no I/O, reads no clock and starts no goroutine: controlplane feeds it and acts, and so does the simulator. It never
-// moves a key, and nothing of it is on a request's way.
+// touches a key, and nothing of it is on a request's way.
 package shards
 
 import (
 	"time"
+
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // State is what a region's control planes agree on. It is replaced as a whole, by compare-and-set.
 type State struct {
 	Shards map[string]Shard  `json:"shards"`           // by name
 	Frozen map[string]Freeze `json:"frozen,omitempty"` // by pool: pools that lost too much at once
+	// Rings are by pool. One that no handoff has changed has none: its shards are those of the membership.
+	Rings    map[string]Ring     `json:"rings,omitempty"`
+	Handoffs map[string]Handoff  `json:"handoffs,omitempty"` // by pool: those under way
+	Nodes    map[string][]string `json:"nodes,omitempty"`    // by shard: addresses that an operator gave, in place of the membership's
 	// Events are the newest maxEvents, the oldest first. They are written with what they tell of, so that none is lost.
 	Events   []Event `json:"events,omitempty"`
 	Sequence uint64  `json:"sequence"` // of the last event
@@ -71,13 +77,69 @@ const (
 	Thawed       Kind = "thawed"
 	Accepted     Kind = "accepted"
 	Leader       Kind = "leader"
-	Gap          Kind = "gap"   // a shard's journal lacks something that another region should know
-	Fence        Kind = "fence" // a region has removed all that a gap, or an operator, was about
+	// A handoff, and what came of it.
+	HandoffBegun   Kind = "handoff"
+	HandoffStepped Kind = "handoff-step"
+	HandoffLate    Kind = "handoff-late" // sidecars were not waited for any longer, or are back
+	HandoffDone    Kind = "handoff-done"
+	HandoffUndone  Kind = "handoff-undone"
+	Gap            Kind = "gap"   // a shard's journal lacks something that another region should know
+	Fence          Kind = "fence" // a region has removed all that a gap, or an operator, was about
 )
 
 // Kinds are all of them.
 var Kinds = []Kind{Bootstrap, Failover, Switch, Follow, StandIn, Raised, Recovery,
-	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader, Gap, Fence}
+	SwitchFailed, NodeLost, NodeReturned, Demoted, Restarted, Frozen, Thawed, Accepted, Leader, HandoffBegun, HandoffStepped, HandoffLate,
+	HandoffDone, HandoffUndone, Gap, Fence}
+
+// Ring is how a pool's keys are spread.
+type Ring struct {
+	Generation uint64    `json:"generation"`
+	Shards     []Place   `json:"shards"`          // in the ring's order
+	Login      uint64    `json:"login,omitempty"` // version of the Redis user that lanes log in as
+	Since      time.Time `json:"since,omitzero"`
+	// Late are agents of which it is not known that they follow it. What they leave where keys were before is removed once they do.
+	Late []string `json:"late,omitempty"`
+}
+
+// Place is a shard's on a ring.
+type Place struct {
+	Shard  string `json:"shard"`
+	Weight uint32 `json:"weight"`
+}
+
+// Handoff is a pool's way from one ring to the next. It is written before anything is done, and each step before it begins.
+type Handoff struct {
+	ID     uint64           `json:"id"`
+	Kind   Reshape          `json:"kind"`
+	Shard  string           `json:"shard"` // that is added, removed or weighed
+	From   Ring             `json:"from"`
+	To     Ring             `json:"to"`
+	Limits Limits           `json:"limits,omitzero"`
+	Step   mesh.HandoffStep `json:"step"`
+	Begun  time.Time        `json:"begun"`            // steps count from here
+	Steps  []Step           `json:"steps,omitempty"`  // that have ended
+	Agents []string         `json:"agents,omitempty"` // that are to acknowledge steps, sorted
+	Late   []string         `json:"late,omitempty"`   // those of them that were not waited for any longer, sorted
+	Undo   string           `json:"undo,omitempty"`   // why it is given up
+}
+
+// Limits bound what copying takes from those that are served meanwhile. What is 0 has a default.
+type Limits struct {
+	KeysPerSecond  int     `json:"keys_per_second,omitempty"`
+	BytesPerSecond int     `json:"bytes_per_second,omitempty"`
+	DonorCPU       float64 `json:"donor_cpu,omitempty"` // of one core, for all that a donor does
+}
+
+// Reshape is a way to change a ring.
+type Reshape string
+
+// The ways to change a ring.
+const (
+	AddShard    Reshape = "add"
+	RemoveShard Reshape = "remove"
+	WeighShard  Reshape = "weigh"
+)
 
 // Phase is how far a change is.
 type Phase string

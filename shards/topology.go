@@ -6,27 +6,41 @@ import (
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
-// Topology gives the shards of a topology the primaries that a state names. waits are the shards that have none yet, not even a
-// stand-in: they are left out.
+// Topology gives the pools of a membership's topology the rings and the primaries that a state has. waits are the shards of rings
+// that have no primary yet, not even a stand-in: they are left out.
 func Topology(t mesh.Topology, s State) (served mesh.Topology, waits []string) {
 	served = t
 	served.Pools = slices.Clone(t.Pools)
 	for i := range served.Pools {
 		pool := &served.Pools[i]
-		all := pool.Shards
-		pool.Shards = nil
-		for _, shard := range all {
-			state, known := s.Shards[shard.Name]
-			if !known || state.Epoch == 0 {
-				waits = append(waits, shard.Name)
-				continue
-			}
-			pool.Shards = append(pool.Shards, withState(shard, state))
+		offered := pool.Shards
+		ring := s.ringOf(pool.Name, places(offered))
+		var missing []string
+		pool.Shards, missing = s.serve(offered, ring)
+		waits = append(waits, missing...)
+		pool.Generation, pool.Login = ring.Generation, ring.Login
+		if h, ok := s.Handoffs[pool.Name]; ok {
+			pool.Handoff = &mesh.Handoff{ID: h.ID, Generation: h.To.Generation, Step: h.Step}
+			pool.Handoff.From, _ = s.serve(offered, h.From)
+			pool.Handoff.To, _ = s.serve(offered, h.To)
+			pool.Login = h.login()
 		}
 	}
 	return served, waits
 }
 
+// serve are the shards of a ring with their primaries, and those that have none.
+func (s State) serve(offered []mesh.Shard, r Ring) (all []mesh.Shard, waits []string) {
+	for _, p := range r.Shards {
+		state := s.Shards[p.Shard]
+		if state.Epoch == 0 {
+			waits = append(waits, p.Shard)
+			continue
+		}
+		all = append(all, withState(s.offer(offered, p), state))
+	}
+	return all, waits
+}
 func withState(shard mesh.Shard, s Shard) mesh.Shard {
 	shard.Epoch = s.Epoch
 	switch {

@@ -51,7 +51,7 @@ var mutants = []mutant{
 	one("the epoch is not mirrored", "decide.go", "if primary.Epoch < s.Epoch {", "if false {"),
 
 	// In which order.
-	one("a state counts before it is written", "decide.go", "= maps.Clone(d.next.Shards), ", "= d.next.Shards, "),
+	one("a state counts before it is written", "decide.go", "= cloned(d.next.Shards), ", "= d.next.Shards, "),
 	{"a promotion is done before it is written", []edit{
 		{"decide.go", "	d.set(name, s)\n}\n\nfunc ms(", "	d.set(name, s)\n	if c.To != \"\" {\n		d.act(Action{Op: Promote, Shard: name, Node: c.To, Epoch: c.Epoch})\n	}\n}\n\nfunc ms("},
 		{"decide.go", "	if d.changed {\n		return Decision{State", "	if d.changed && len(d.actions) == 0 {\n		return Decision{State"},
@@ -72,6 +72,6 @@ var mutants = []mutant{
 	// What stays.
 	one("the guard is off", "guard.go", "return lost > fewest && ", "return false && lost > fewest && "),
 	one("a frozen pool changes", "decide.go", "case d.held[member.Pool]:", "case false:"),
-	one("a shard without nodes leaves the ring", "topology.go", "if !known || state.Epoch == 0 {", "if !known || state.Primary == \"\" {"),
+	one("a shard without nodes leaves the ring", "topology.go", "if state.Epoch == 0 {", "if state.Primary == \"\" {"),
 	one("a shard without nodes gets no stand-in", "topology.go", "case s.Primary == \"\":", "case false:"),
 }
