@@ -177,27 +177,27 @@ func (p *Pipe) Array() (int, error) {
 	return Length(l, '*')
 }
 
-// Bulk reads a bulk string and appends it to b, unless it is longer than the limit, and returns its length; -1 is none.
-func (p *Pipe) Bulk(b []byte, limit int) ([]byte, int, error) {
+// Bulk reads the beginning of a bulk string, and returns how many bytes are to follow, for Take or Skip; -1 is that there is none.
+func (p *Pipe) Bulk() (int, error) {
 	l, err := p.Line()
 	if err != nil {
-		return b, 0, err
+		return 0, err
 	}
-	n, err := Length(l, '$')
-	if err != nil || n < 0 {
-		return b, n, err
-	}
-	if n > limit {
-		err = p.discard(n + 2)
-		return b, n, err
-	}
+	return Length(l, '$')
+}
+
+// Take reads the n bytes of a bulk string and appends them to b.
+func (p *Pipe) Take(b []byte, n int) ([]byte, error) {
 	at := len(b)
 	b = append(b, make([]byte, n)...)
 	if err := p.full(b[at:]); err != nil {
-		return b[:at], n, err
+		return b[:at], err
 	}
-	return b, n, p.discard(2)
+	return b, p.Skip(0)
 }
+
+// Skip reads the n bytes of a bulk string, and forgets them.
+func (p *Pipe) Skip(n int) error { return p.discard(n + len("\r\n")) }
 
 // full fills b, for as long as something comes.
 func (p *Pipe) full(b []byte) error {
@@ -277,7 +277,7 @@ func (p *Pipe) value(depth int) (any, error) {
 		if err := p.full(b); err != nil {
 			return nil, err
 		}
-		return string(b), p.discard(2)
+		return string(b), p.Skip(0)
 	case '*':
 		n, err := Length(l, '*')
 		if err != nil || n < 0 {

@@ -34,11 +34,12 @@ type Receiver struct {
 	applier   *Applier
 	log       *slog.Logger
 	fencing   chan struct{} // a token for each fence that may be carried out now
+	values    *values
 }
 
 // NewReceiver has the applier do what other regions want. authorise may be nil.
 func NewReceiver(region string, authorise func(*x509.Certificate, string, string) error, a *Applier, log *slog.Logger) *Receiver {
-	return &Receiver{region: region, authorise: authorise, applier: a, log: log, fencing: make(chan struct{}, 2)}
+	return &Receiver{region: region, authorise: authorise, applier: a, log: log, fencing: make(chan struct{}, 2), values: newValues(a)}
 }
 
 // Server serves the link; nil credentials are plaintext.

@@ -434,6 +434,186 @@ func (x *Ack) GetKeys() uint64 {
 	return 0
 }
 
+type ListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // with the pool whose keys are meant
+	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Cursor        string                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"` // as a page's next said; "" is the beginning, and then the page has no items
+	Until         string                 `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`   // the page ends where this begins, or before; "" is where the server likes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_regions_regions_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_regions_regions_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_regions_regions_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRequest) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *ListRequest) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *ListRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *ListRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type FetchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	Keys          [][]byte               `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"` // at most 1,000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRequest) Reset() {
+	*x = FetchRequest{}
+	mi := &file_regions_regions_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRequest) ProtoMessage() {}
+
+func (x *FetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_regions_regions_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
+func (*FetchRequest) Descriptor() ([]byte, []int) {
+	return file_regions_regions_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *FetchRequest) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type Page struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []byte                 `protobuf:"bytes,1,opt,name=items,proto3" json:"items,omitempty"` // see regions/item.go
+	Next          []string               `protobuf:"bytes,2,rep,name=next,proto3" json:"next,omitempty"`   // where the list goes on, at several ends of it at once; none is that this one is over
+	Keys          uint64                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`  // an estimate of the whole list's, in the first page only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Page) Reset() {
+	*x = Page{}
+	mi := &file_regions_regions_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Page) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Page) ProtoMessage() {}
+
+func (x *Page) ProtoReflect() protoreflect.Message {
+	mi := &file_regions_regions_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Page.ProtoReflect.Descriptor instead.
+func (*Page) Descriptor() ([]byte, []int) {
+	return file_regions_regions_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Page) GetItems() []byte {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *Page) GetNext() []string {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Page) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
 var File_regions_regions_proto protoreflect.FileDescriptor
 
 const file_regions_regions_proto_rawDesc = "" +
@@ -469,9 +649,23 @@ const file_regions_regions_proto_rawDesc = "" +
 	"\x03Ack\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x04R\aapplied\x12\x16\n" +
 	"\x06fenced\x18\x02 \x03(\tR\x06fenced\x12\x12\n" +
-	"\x04keys\x18\x03 \x01(\x04R\x04keys2G\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys\"\x83\x01\n" +
+	"\vListRequest\x12.\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x16\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\tR\x05until\"R\n" +
+	"\fFetchRequest\x12.\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\fR\x04keys\"D\n" +
+	"\x04Page\x12\x14\n" +
+	"\x05items\x18\x01 \x01(\fR\x05items\x12\x12\n" +
+	"\x04next\x18\x02 \x03(\tR\x04next\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys2\xcb\x01\n" +
 	"\x04Link\x12?\n" +
-	"\aDeliver\x12\x18.cachemesh.regions.Batch\x1a\x16.cachemesh.regions.Ack(\x010\x01B(Z&github.com/cachemesh/cachemesh/regionsb\x06proto3"
+	"\aDeliver\x12\x18.cachemesh.regions.Batch\x1a\x16.cachemesh.regions.Ack(\x010\x01\x12?\n" +
+	"\x04List\x12\x1e.cachemesh.regions.ListRequest\x1a\x17.cachemesh.regions.Page\x12A\n" +
+	"\x05Fetch\x12\x1f.cachemesh.regions.FetchRequest\x1a\x17.cachemesh.regions.PageB(Z&github.com/cachemesh/cachemesh/regionsb\x06proto3"
 
 var (
 	file_regions_regions_proto_rawDescOnce sync.Once
@@ -485,27 +679,36 @@ func file_regions_regions_proto_rawDescGZIP() []byte {
 	return file_regions_regions_proto_rawDescData
 }
 
-var file_regions_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_regions_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_regions_regions_proto_goTypes = []any{
-	(*Batch)(nil), // 0: cachemesh.regions.Batch
-	(*Hello)(nil), // 1: cachemesh.regions.Hello
-	(*Fence)(nil), // 2: cachemesh.regions.Fence
-	(*Ring)(nil),  // 3: cachemesh.regions.Ring
-	(*Host)(nil),  // 4: cachemesh.regions.Host
-	(*Ack)(nil),   // 5: cachemesh.regions.Ack
+	(*Batch)(nil),        // 0: cachemesh.regions.Batch
+	(*Hello)(nil),        // 1: cachemesh.regions.Hello
+	(*Fence)(nil),        // 2: cachemesh.regions.Fence
+	(*Ring)(nil),         // 3: cachemesh.regions.Ring
+	(*Host)(nil),         // 4: cachemesh.regions.Host
+	(*Ack)(nil),          // 5: cachemesh.regions.Ack
+	(*ListRequest)(nil),  // 6: cachemesh.regions.ListRequest
+	(*FetchRequest)(nil), // 7: cachemesh.regions.FetchRequest
+	(*Page)(nil),         // 8: cachemesh.regions.Page
 }
 var file_regions_regions_proto_depIdxs = []int32{
 	1, // 0: cachemesh.regions.Batch.hello:type_name -> cachemesh.regions.Hello
 	2, // 1: cachemesh.regions.Batch.fences:type_name -> cachemesh.regions.Fence
 	3, // 2: cachemesh.regions.Fence.ring:type_name -> cachemesh.regions.Ring
 	4, // 3: cachemesh.regions.Ring.hosts:type_name -> cachemesh.regions.Host
-	0, // 4: cachemesh.regions.Link.Deliver:input_type -> cachemesh.regions.Batch
-	5, // 5: cachemesh.regions.Link.Deliver:output_type -> cachemesh.regions.Ack
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	1, // 4: cachemesh.regions.ListRequest.hello:type_name -> cachemesh.regions.Hello
+	1, // 5: cachemesh.regions.FetchRequest.hello:type_name -> cachemesh.regions.Hello
+	0, // 6: cachemesh.regions.Link.Deliver:input_type -> cachemesh.regions.Batch
+	6, // 7: cachemesh.regions.Link.List:input_type -> cachemesh.regions.ListRequest
+	7, // 8: cachemesh.regions.Link.Fetch:input_type -> cachemesh.regions.FetchRequest
+	5, // 9: cachemesh.regions.Link.Deliver:output_type -> cachemesh.regions.Ack
+	8, // 10: cachemesh.regions.Link.List:output_type -> cachemesh.regions.Page
+	8, // 11: cachemesh.regions.Link.Fetch:output_type -> cachemesh.regions.Page
+	9, // [9:12] is the sub-list for method output_type
+	6, // [6:9] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_regions_regions_proto_init() }
@@ -520,7 +723,7 @@ func file_regions_regions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_regions_regions_proto_rawDesc), len(file_regions_regions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

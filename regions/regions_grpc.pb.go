@@ -23,6 +23,8 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Link_Deliver_FullMethodName = "/cachemesh.regions.Link/Deliver"
+	Link_List_FullMethodName    = "/cachemesh.regions.Link/List"
+	Link_Fetch_FullMethodName   = "/cachemesh.regions.Link/Fetch"
 )
 
 // LinkClient is the client API for Link service.
@@ -34,6 +36,10 @@ type LinkClient interface {
 	// Deliver begins with a Batch that says who speaks, of what. One stream carries one shard's journals. What is acknowledged need not be sent
 	// again; what is not may be sent twice.
 	Deliver(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Batch, Ack], error)
+	// List tells what the region has cached that begins with a prefix, a page at a time.
+	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*Page, error)
+	// Fetch tells what it has cached under keys.
+	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*Page, error)
 }
 
 type linkClient struct {
@@ -57,6 +63,26 @@ func (c *linkClient) Deliver(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Link_DeliverClient = grpc.BidiStreamingClient[Batch, Ack]
 
+func (c *linkClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*Page, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Page)
+	err := c.cc.Invoke(ctx, Link_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *linkClient) Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*Page, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Page)
+	err := c.cc.Invoke(ctx, Link_Fetch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // LinkServer is the server API for Link service.
 // All implementations must embed UnimplementedLinkServer
 // for forward compatibility.
@@ -66,6 +92,10 @@ type LinkServer interface {
 	// Deliver begins with a Batch that says who speaks, of what. One stream carries one shard's journals. What is acknowledged need not be sent
 	// again; what is not may be sent twice.
 	Deliver(grpc.BidiStreamingServer[Batch, Ack]) error
+	// List tells what the region has cached that begins with a prefix, a page at a time.
+	List(context.Context, *ListRequest) (*Page, error)
+	// Fetch tells what it has cached under keys.
+	Fetch(context.Context, *FetchRequest) (*Page, error)
 	mustEmbedUnimplementedLinkServer()
 }
 
@@ -78,6 +108,12 @@ type UnimplementedLinkServer struct{}
 
 func (UnimplementedLinkServer) Deliver(grpc.BidiStreamingServer[Batch, Ack]) error {
 	return status.Error(codes.Unimplemented, "method Deliver not implemented")
+}
+func (UnimplementedLinkServer) List(context.Context, *ListRequest) (*Page, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedLinkServer) Fetch(context.Context, *FetchRequest) (*Page, error) {
+	return nil, status.Error(codes.Unimplemented, "method Fetch not implemented")
 }
 func (UnimplementedLinkServer) mustEmbedUnimplementedLinkServer() {}
 func (UnimplementedLinkServer) testEmbeddedByValue()              {}
@@ -107,13 +143,58 @@ func _Link_Deliver_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Link_DeliverServer = grpc.BidiStreamingServer[Batch, Ack]
 
+func _Link_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LinkServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Link_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LinkServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Link_Fetch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LinkServer).Fetch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Link_Fetch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LinkServer).Fetch(ctx, req.(*FetchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Link_ServiceDesc is the grpc.ServiceDesc for Link service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Link_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "cachemesh.regions.Link",
 	HandlerType: (*LinkServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "List",
+			Handler:    _Link_List_Handler,
+		},
+		{
+			MethodName: "Fetch",
+			Handler:    _Link_Fetch_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Deliver",

@@ -81,7 +81,9 @@ func (l *link) run(ctx context.Context, listener net.Listener) error {
 	if l.certs != nil {
 		transport, authorise = credentials.NewTLS(l.certs.Server(true)), l.config.Identity.Check
 	}
-	server := regions.NewReceiver(l.config.Region, authorise, l.applier, l.config.Logger).Server(transport)
+	receiver := regions.NewReceiver(l.config.Region, authorise, l.applier, l.config.Logger)
+	defer receiver.Close()
+	server := receiver.Server(transport)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	err := l.links.Run(ctx)
