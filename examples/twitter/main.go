@@ -22,7 +22,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(seedCommand(), serveCommand(), loadCommand())
+	root.AddCommand(seedCommand(), serveCommand(), loadCommand(), dayCommand())
 	os.Exit(exitStatus(root.ExecuteContext(ctx)))
 }
 

@@ -56,6 +56,10 @@ func TestUsage(t *testing.T) {
 		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "--mix", "1"},
 		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "--rate", "NaN"},
 		{"load", "--targets", "http://127.0.0.1:1", "--region", "a", "--db", "sqlite:x", "-o", "xml"},
+		{"serve", "--db", "sqlite:x", "--region", "a", "--events", "nowhere"},
+		{"day", "--target", "a=http://127.0.0.1:1", "--zone", "a=Europe/Paris", "--db", "sqlite:x", "--clock", "now"},
+		{"day", "--target", "a=http://127.0.0.1:1", "--zone", "a=Nowhere", "--db", "sqlite:x", "--clock", "2026-01-12T00:00:00Z@2026-11-24T14:40:00Z*240"},
+		{"day", "--target", "a=http://127.0.0.1:1", "--zone", "b=UTC", "--db", "sqlite:x", "--clock", "2026-01-12T00:00:00Z@2026-11-24T14:40:00Z*240"},
 	} {
 		if stdout, stderr, status := twitter(t, args...); status != 2 || stdout != "" || !strings.HasPrefix(stderr, "twitter: ") {
 			t.Errorf("twitter %s: exit status %d, stdout %q, stderr %q, want 2 and an error", strings.Join(args, " "), status, stdout, stderr)

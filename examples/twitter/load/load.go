@@ -29,9 +29,16 @@ type Config struct {
 	// MaxStaleness is how long after its replacement a profile may be answered; 0 lets an answer take a second to be right, and asks again
 	// until then.
 	MaxStaleness time.Duration
-	Report       func(Interval)
-	Log          *slog.Logger
+	// Level is what share of the rate there is at a moment; nil is all of it.
+	Level func(time.Time) float64
+	// Answered is told what a request was answered, and when; nil is nobody.
+	Answered func(r workload.Request, answer []byte, at time.Time)
+	Report   func(Interval)
+	Log      *slog.Logger
 }
+
+// Source draws the requests.
+type Source interface{ Next() workload.Request }
 
 const (
 	// maxInFlight bounds the requests under way; one more is dropped, which is an error.
@@ -56,7 +63,7 @@ type loader struct {
 
 // Run loads the targets with what gen draws, checks against db, reports each second and returns the totals. It
 // returns when the time is over or ctx ends, and the last answer has come.
-func Run(ctx context.Context, c Config, gen *workload.Generator, db *store.Store) Interval {
+func Run(ctx context.Context, c Config, gen Source, db *store.Store) Interval {
 	client := &http.Client{
 		Timeout: requestTimeout,
 		Transport: &http.Transport{
@@ -94,7 +101,7 @@ func (l *loader) report(stop <-chan struct{}) {
 }
 
 // dispatch starts each request at its time, late ones at once.
-func (l *loader) dispatch(ctx context.Context, gen *workload.Generator) {
+func (l *loader) dispatch(ctx context.Context, gen Source) {
 	start := time.Now()
 	next := start
 	timer := time.NewTimer(0)
@@ -104,7 +111,11 @@ func (l *loader) dispatch(ctx context.Context, gen *workload.Generator) {
 		if !l.Fixed {
 			gap = l.rng.ExpFloat64()
 		}
-		next = next.Add(time.Duration(gap / l.Rate * float64(time.Second)))
+		rate := l.Rate
+		if l.Level != nil {
+			rate *= l.Level(next)
+		}
+		next = next.Add(time.Duration(gap / rate * float64(time.Second)))
 		due := next
 		if l.For > 0 && due.Sub(start) >= l.For {
 			return
@@ -132,12 +143,15 @@ func (l *loader) send(target string, request workload.Request, due time.Time, ch
 	check = check && checkable(request)
 	// A request outlives Ctrl-C, for at most its timeout.
 	asked := time.Now()
-	answer, err := ask(context.Background(), l.client, target, request, check)
+	answer, err := ask(context.Background(), l.client, target, request, check || l.Answered != nil)
 	if err != nil {
 		l.meter.failed(err)
 		return
 	}
 	l.meter.answered(time.Since(due))
+	if l.Answered != nil {
+		l.Answered(request, answer, time.Now())
+	}
 	if !check {
 		return
 	}

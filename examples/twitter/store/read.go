@@ -211,6 +211,18 @@ func (s *Store) Followers(ctx context.Context, user int64) (map[string][]int64, 
 	return followers, nil
 }
 
+// BestKnown returns the user whom most follow.
+func (s *Store) BestKnown(ctx context.Context) (User, error) {
+	if err := s.beginRead(ctx); err != nil {
+		return User{}, err
+	}
+	var id int64
+	if err := s.db.QueryRowContext(ctx, `SELECT followee_id FROM follows GROUP BY followee_id ORDER BY COUNT(*) DESC, followee_id LIMIT 1`).Scan(&id); err != nil {
+		return User{}, fmt.Errorf("the best known user: %w", notFound(err))
+	}
+	return s.User(ctx, id)
+}
+
 // Trending returns the most used hashtags since then, most used first.
 func (s *Store) Trending(ctx context.Context, since time.Time, limit int) ([]Trend, error) {
 	trends := make([]Trend, 0, limit)

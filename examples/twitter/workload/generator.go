@@ -25,6 +25,8 @@ type Population struct {
 	Region string           // whose users ask
 	Users  int              // how many of them ask; 0 is all
 	Newest int64            // id of the newest tweet
+	// Popular are tweets, the most popular first. If there are none, the newest are.
+	Popular []int64
 }
 
 // Generator draws requests. It is not safe for concurrent use.
@@ -71,7 +73,7 @@ func NewGenerator(mix Mix, p Population, seed uint64) (*Generator, error) {
 	return g, nil
 }
 
-// Next draws a request. The newest tweets are the most popular. A write of a profile changes its bio; writes of tweets
+// Next draws a request. The newest tweets are the most popular, unless the population says which are. A write of a profile changes its bio; writes of tweets
 // and of timelines are posts, by any user of the region alike.
 func (g *Generator) Next() Request {
 	part := g.parts[len(g.parts)-1]
@@ -97,6 +99,9 @@ func (g *Generator) Next() Request {
 		return Request{Method: http.MethodGet, Path: fmt.Sprintf("/timeline/%d", g.local[rank]), Thing: Timeline, ID: g.local[rank]}
 	case part.Thing == TweetOf && read:
 		id := g.Newest - int64(rank)
+		if len(g.Popular) > 0 {
+			id = g.Popular[rank%len(g.Popular)]
+		}
 		return Request{Method: http.MethodGet, Path: fmt.Sprintf("/tweets/%d", id), Thing: TweetOf, ID: id}
 	default:
 		author := g.local[g.rng.IntN(len(g.local))]

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -38,6 +39,13 @@ var Default = Mix{
 	{TweetOf, clusters[36]},
 	{Trending, clusters[35]},
 }
+
+// Day is the default mix but for more tweets: of the operations on tweets one in five posts, as on a day on which people talk.
+var Day = func() Mix {
+	m := slices.Clone(Default)
+	m[2].Cluster.Reads = 0.8
+	return m
+}()
 
 // ReadHeavy has the storage clusters of which 0.99 of the operations are gets, each with values of about the thing's size.
 var ReadHeavy = Mix{
