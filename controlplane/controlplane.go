@@ -240,7 +240,6 @@ func (c *ControlPlane) apply(u update) {
 	c.view.Store(&next)
 	if u.topology != nil {
 		c.base = u.topology
-		c.prober.want(*u.topology)
 		c.manager.members(*u.topology, u.membership.Frozen != "")
 	}
 	c.publish()
@@ -252,9 +251,10 @@ func (c *ControlPlane) publish() {
 	next := *previous
 	next.problem, next.broken = next.input, false
 	if c.base != nil {
+		c.prober.want(c.manager.offer(*c.base))
 		topology, waits := c.manager.topology(*c.base)
 		topology = complete(topology, previous.topology, waits)
-		switch missing := unserved(*c.base, topology); {
+		switch missing := unserved(waits, topology); {
 		case len(missing) > 0 && (previous.version == "" || emptied(topology)):
 			next.problem = errors.Join(next.problem, fmt.Errorf("not served yet: the nodes of %s are being asked who is primary", strings.Join(missing, ", ")))
 		case previous.version == "" || !reflect.DeepEqual(previous.topology, topology):
@@ -306,17 +306,11 @@ func complete(next, last mesh.Topology, waits []string) mesh.Topology {
 	return next
 }
 
-// unserved are the shards of base that a topology lacks.
-func unserved(base, topology mesh.Topology) []string {
-	var missing []string
-	for i, pool := range base.Pools {
-		for _, s := range pool.Shards {
-			if !inMesh(topology.Pools[i].Shards, s.Name) {
-				missing = append(missing, s.Name)
-			}
-		}
-	}
-	return missing
+// unserved are the shards that wait for a primary and that a topology lacks.
+func unserved(waits []string, topology mesh.Topology) []string {
+	return slices.DeleteFunc(waits, func(name string) bool {
+		return slices.ContainsFunc(topology.Pools, func(p mesh.Pool) bool { return inMesh(p.Shards, name) })
+	})
 }
 
 func emptied(t mesh.Topology) bool {

@@ -38,10 +38,12 @@ type manager struct {
 	failedOver func(shard string, epoch uint64)
 	log        *slog.Logger
 	wake       chan struct{}
-	last       uint64 // sequence of the last event that was told; run's own
+	last       uint64  // sequence of the last event that was told; run's own
+	movers     *movers // run's own, but for what it shows
 
 	mu       sync.Mutex // guards what follows, shards.Manager among it
 	machine  *shards.Manager
+	base     mesh.Topology                // the membership's
 	frozen   bool                         // the membership's catalogue is
 	accesses map[string]*mesh.RedisAccess // by address
 	clients  map[string]actor             // for actions
@@ -58,29 +60,29 @@ type actor struct {
 }
 
 func newManager(config Config, s store, observe bool) *manager {
-	return &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, failedOver: func(string, uint64) {}, record: func([]shards.Event) {},
+	m := &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, failedOver: func(string, uint64) {}, record: func([]shards.Event) {},
 		machine:  shards.New(shards.Config{Region: config.Region, Name: config.advertised(), DownAfter: mesh.DefaultDownAfter, MaxLoss: mesh.DefaultMaxLoss / 100.0}),
-		accesses: map[string]*mesh.RedisAccess{}, clients: map[string]actor{}, pools: map[string]mesh.Pool{}, answers: map[uint64]chan shards.Answer{}}
+		accesses: map[string]*mesh.RedisAccess{}, clients: map[string]actor{}, pools: map[string]mesh.Pool{}, answers: map[uint64]chan shards.Answer{}, movers: newMovers(config.Logger)}
+	m.movers.spec, m.movers.fence, m.movers.moved = m.spec, m.fence, m.moved
+	return m
 }
 
 // members takes in which nodes the shards have.
 func (m *manager) members(t mesh.Topology, frozen bool) {
 	m.mu.Lock()
 	m.frozen, m.settings = frozen, t.Health
-	m.machine.Configure(t.Health.DownAfter, float64(t.Health.MaxLoss)/100)
+	m.machine.Configure(t.Health.DownAfter, float64(t.Health.MaxLoss)/100, t.OpTimeout)
+	m.base = t
 	var members []shards.Member
-	m.accesses, m.pools = map[string]*mesh.RedisAccess{}, map[string]mesh.Pool{}
 	for _, pool := range t.Pools {
 		for _, shard := range pool.Shards {
-			member := shards.Member{Pool: pool.Name, Shard: shard.Name, Follow: m.observe || pool.Failover == mesh.FollowIts}
+			member := shards.Member{Pool: pool.Name, Shard: shard.Name, Weight: shard.Weight, Lanes: t.PoolOnLanes(pool), Follow: m.observe || pool.Failover == mesh.FollowIts}
 			if first, ok := shard.Primary(); ok {
 				member.First = first.Address // of mesh.yaml; registrations have no order
 			}
 			for _, n := range shard.Nodes {
 				member.Nodes = append(member.Nodes, n.Address)
-				m.accesses[n.Address] = pool.Redis
 			}
-			m.pools[shard.Name] = pool
 			members = append(members, member)
 		}
 	}
@@ -90,10 +92,40 @@ func (m *manager) members(t mesh.Topology, frozen bool) {
 	signal(m.wake)
 }
 
+// arrange notes of all shards that are managed how to reach their nodes. The caller holds the lock.
+func (m *manager) arrange() {
+	state, _ := m.machine.State()
+	m.accesses, m.pools = map[string]*mesh.RedisAccess{}, map[string]mesh.Pool{}
+	for _, pool := range shards.Offer(m.base, state).Pools {
+		for _, shard := range pool.Shards {
+			m.pools[shard.Name] = pool
+			for _, n := range shard.Nodes {
+				m.accesses[n.Address] = pool.Redis
+			}
+		}
+	}
+}
+
+// membership is what the membership says.
+func (m *manager) membership() mesh.Topology {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.base
+}
+
+// offer gives a membership's topology the shards that the state has, also those that are not on a ring.
+func (m *manager) offer(t mesh.Topology) mesh.Topology {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state, _ := m.machine.State()
+	return shards.Offer(t, state)
+}
+
 // look has every node probed that matters, and tells agents whom to witness.
 func (m *manager) look() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.arrange()
 	wanted := maps.Clone(m.accesses)
 	state, _ := m.machine.State()
 	for name, s := range state.Shards {
@@ -112,7 +144,7 @@ func (m *manager) look() {
 }
 
 // topology gives a membership's topology the primaries of the state, and names the shards that have none yet.
-func (m *manager) topology(t mesh.Topology) (mesh.Topology, []string) {
+func (m *manager) topology(t mesh.Topology) (served mesh.Topology, waits []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	state, _ := m.machine.State()
@@ -157,6 +189,7 @@ func (m *manager) step(ctx context.Context, work *sync.WaitGroup) {
 			for _, a := range decision.Actions {
 				work.Go(func() { m.do(ctx, a) })
 			}
+			m.movers.follow(ctx, work, decision.Moves)
 			return
 		}
 		if !m.write(ctx, decision) {

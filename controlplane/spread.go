@@ -15,9 +15,13 @@ const (
 
 // PoolStatus is a pool in a region.
 type PoolStatus struct {
-	Pool   string         `json:"pool"`
-	Spread Spread         `json:"spread"`
-	Frozen *shards.Freeze `json:"frozen,omitempty"` // nothing changes in it until that is accepted
+	Pool       string         `json:"pool"`
+	Generation uint64         `json:"generation"` // of its ring; 0 until a handoff changes it
+	Spread     Spread         `json:"spread"`
+	Frozen     *shards.Freeze `json:"frozen,omitempty"`  // nothing changes in it until that is accepted
+	Handoff    *HandoffStatus `json:"handoff,omitempty"` // under way
+	// Late are sidecars of which it is not known that they follow the ring.
+	Late []string `json:"late,omitempty"`
 }
 
 // Spread is how evenly a pool's primaries are loaded: the most that one has over what it would have by its weight alone. 1 is

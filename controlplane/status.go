@@ -72,6 +72,7 @@ func (c *ControlPlane) status() Status {
 	s.Alerts = append(s.Alerts, c.links.status().alerts(time.Now())...)
 	for _, p := range s.Pools {
 		s.Alerts = append(s.Alerts, p.Spread.alerts(p.Pool, v.topology.Health.MaxSpread)...)
+		s.Alerts = append(s.Alerts, p.alerts(time.Now())...)
 	}
 	if c.certs == nil {
 		return s
@@ -103,7 +104,10 @@ func (c *ControlPlane) shards(v *view) (pools []PoolStatus, all []ShardStatus) {
 			lags(row.Nodes)
 			all = append(all, row)
 		}
-		status := PoolStatus{Pool: pool.Name, Spread: spreadOf(all[from:])}
+		status := PoolStatus{Pool: pool.Name, Generation: pool.Generation, Spread: spreadOf(all[from:]), Late: state.Rings[pool.Name].Late}
+		if h, ok := state.Handoffs[pool.Name]; ok {
+			status.Handoff = c.manager.handoffStatus(pool.Name, h)
+		}
 		if f, ok := state.Frozen[pool.Name]; ok && !f.Accepted {
 			status.Frozen = &f
 		}
