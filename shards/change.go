@@ -1,8 +1,10 @@
 package shards
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
@@ -44,8 +46,8 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 		d.commit(member.Shard, s, c)
 		return
 	}
-	n := d.nodes[c.To]
-	since := d.now.Sub(d.memory[member.Shard].begun)
+	n, k := d.nodes[c.To], d.memory[member.Shard]
+	since := d.now.Sub(k.begun)
 	switch {
 	case d.replaced(c):
 		d.again(member, s, c, "has restarted")
@@ -53,6 +55,9 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 		c.Epoch = n.Epoch + 1 // it has seen more than the state tells
 		s.Change = &c
 		d.set(member.Shard, s)
+	case d.alive(d.now, c.To) && k.refusals >= maxRefusals && d.other(member, s, c):
+		k.refused[c.To] = d.now
+		d.again(member, s, c, "is not made primary: "+k.tried.Error())
 	case d.alive(d.now, c.To):
 		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh, RunID: c.RunID})
 	case since >= d.config.DownAfter:
@@ -60,9 +65,36 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	}
 }
 
+const (
+	// maxRefusals is after how many failed attempts in a row another node is tried, if there is one that is as good.
+	maxRefusals = 3
+	// refusedFor is how long that one is left alone then.
+	refusedFor = 10 * time.Second
+)
+
+// other says whether there is another node for a change: one with the data, or, for a change that begins empty, any.
+func (d *deciding) other(member Member, s Shard, c Change) bool {
+	but := append(d.unfit(member.Shard), c.To)
+	if c.Fresh {
+		return d.spare(d.now, member, but...) != ""
+	}
+	return c.Kind != Raised && d.candidate(d.now, member, s, but...) != ""
+}
+
+// unfit are the nodes that lately could not be made primary in a shard's change.
+func (d *deciding) unfit(name string) (all []string) {
+	for address, at := range d.memory[name].refused {
+		if d.now.Sub(at) < refusedFor {
+			all = append(all, address)
+		}
+	}
+	return all
+}
+
 // again begins a change anew, since its node is not what it was.
 func (d *deciding) again(member Member, s Shard, c Change, why string) {
-	gone := c.To
+	k, unfit, gone := d.memory[member.Shard], d.unfit(member.Shard), c.To
+	k.refusals = 0
 	if c.Kind == Raised {
 		// It is the primary still. What becomes of it is for the rule of a failover to say.
 		s.Epoch = c.Epoch
@@ -71,7 +103,9 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 		return
 	}
 	c.Phase, c.Epoch = "", 0
-	c.Reason += fmt.Sprintf("; %s %s", gone, why)
+	if why = fmt.Sprintf("; %s %s", gone, why); !strings.Contains(c.Reason, why) {
+		c.Reason += why
+	}
 	if d.well(s) {
 		// It is back, and nobody has taken its place.
 		c.Kind, c.To, c.Fresh = Raised, s.Primary, false
@@ -82,10 +116,10 @@ func (d *deciding) again(member Member, s Shard, c Change, why string) {
 	c.Fresh = c.Kind == Recovery || s.Primary == "" && c.Kind != Bootstrap
 	c.To = ""
 	if !c.Fresh {
-		c.To = d.candidate(d.now, member, s)
+		c.To = cmp.Or(d.candidate(d.now, member, s, unfit...), d.candidate(d.now, member, s))
 	}
 	if c.To == "" {
-		c.To = d.spare(d.now, member)
+		c.To = cmp.Or(d.spare(d.now, member, unfit...), d.spare(d.now, member))
 		c.Fresh = c.Kind != Bootstrap
 	}
 	if c.To == "" {

@@ -22,7 +22,7 @@ func TestANodeThatRestartsBeforeItIsPromotedIsNotTakenForWhatItWas(t *testing.T)
 	w.nodes["b"].Offset = 7
 	w.refuses = func(a Action) bool { return a.Op == Promote && a.Node == "b" }
 	w.dead["a"] = true
-	w.run(500 * time.Millisecond)
+	w.run(400 * time.Millisecond)
 	if c := w.shard("s").Change; c == nil || c.To != "b" || c.RunID != "run-b" {
 		t.Fatalf("%+v", c)
 	}
@@ -31,6 +31,56 @@ func TestANodeThatRestartsBeforeItIsPromotedIsNotTakenForWhatItWas(t *testing.T)
 	w.run(2 * time.Second)
 	if s := w.shard("s"); s.Primary != "c" || s.Epoch != 3 {
 		t.Errorf("%+v: c has the data, and b none any more", s)
+	}
+}
+
+func TestAReplicaThatIsNeverMadePrimaryIsPassedOver(t *testing.T) {
+	w := newWorld(t, []Member{{Pool: "p", Shard: "s", Nodes: []string{"a", "b", "c"}}}, "x")
+	w.run(4 * time.Second)
+	w.nodes["b"].Offset = 7
+	tried := map[string]int{}
+	unfit := map[string]bool{"b": true, "c": true}
+	w.refuses = func(a Action) bool {
+		if a.Fresh {
+			t.Errorf("it is emptied: %+v", a)
+		}
+		tried[a.Node]++
+		return a.Op == Promote && unfit[a.Node]
+	}
+	w.dead["a"] = true
+	w.run(2 * time.Second)
+	if s := w.shard("s"); tried["b"] != maxRefusals || tried["c"] < maxRefusals || s.Primary != "a" || s.Change == nil || s.Change.To != "c" {
+		t.Fatalf("tried %v: %+v", tried, s)
+	}
+	w.run(refusedFor)
+	if tried["b"] <= maxRefusals || tried["b"] > 100 {
+		t.Errorf("tried %v: b may have been mended", tried)
+	}
+	unfit["c"] = false
+	w.run(12 * time.Second)
+	if s := w.shard("s"); s.Primary != "c" || s.Change != nil {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestASpareThatIsNeverMadePrimaryIsPassedOver(t *testing.T) {
+	w := newWorld(t, []Member{{Pool: "p", Shard: "s", Nodes: []string{"a", "b", "c"}}}, "x")
+	w.run(4 * time.Second)
+	for _, n := range w.nodes {
+		w.dead[n.Address] = true
+	}
+	w.m.Ask(Command{Kind: Accepted, Pool: "p"})
+	w.run(2 * time.Second)
+	w.m.Ask(Command{Kind: Accepted, Pool: "p"})
+	w.run(2 * time.Second)
+	if s := w.shard("s"); s.Primary != "" {
+		t.Fatalf("%+v", s)
+	}
+	w.refuses = func(a Action) bool { return a.Op == Promote && a.Node == "b" }
+	w.dead["b"], w.dead["c"] = false, false
+	w.run(4 * time.Second)
+	if s := w.shard("s"); s.Primary != "c" || s.Change != nil {
+		t.Errorf("%+v after %v", s, w.kinds())
 	}
 }
 

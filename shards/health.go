@@ -84,11 +84,12 @@ func (m *Manager) down(now time.Time, name string, s Shard) bool {
 	return m.silence(now, name, s) >= m.config.DownAfter && agreed(down, len(s.Witnesses))
 }
 
-// candidate is the node that is to take over from a shard's primary: the reachable replica of its history with the highest offset.
-func (m *Manager) candidate(now time.Time, member Member, s Shard) string {
+// candidate is the node that is to take over from a shard's primary: the reachable replica of its history with the highest offset, but
+// for some.
+func (m *Manager) candidate(now time.Time, member Member, s Shard, but ...string) string {
 	best, offset := "", int64(-1)
 	for _, address := range member.Nodes {
-		if address == s.Primary || !m.alive(now, address) {
+		if address == s.Primary || !m.alive(now, address) || slices.Contains(but, address) {
 			continue
 		}
 		if n := m.nodes[address].Node; inHistory(s, n) && n.Offset > offset {
@@ -103,10 +104,10 @@ func inHistory(s Shard, n Node) bool {
 	return n.Role == mesh.Replica && !n.Loading && n.ReplID != "" && n.ReplID == s.ReplID
 }
 
-// spare is a reachable node whose data does not count: it would begin empty. A node that replicates another's is left alone.
-func (m *Manager) spare(now time.Time, member Member) string {
+// spare is a reachable node, but for some, whose data does not count: it would begin empty. A node that replicates another's is left alone.
+func (m *Manager) spare(now time.Time, member Member, but ...string) string {
 	for _, address := range member.Nodes {
-		if m.alive(now, address) && !m.nodes[address].Loading && !m.foreign(member, m.nodes[address].Node) {
+		if !slices.Contains(but, address) && m.alive(now, address) && !m.nodes[address].Loading && !m.foreign(member, m.nodes[address].Node) {
 			return address
 		}
 	}

@@ -195,6 +195,9 @@ type memory struct {
 	ended time.Time // when that was
 	// handed is that this manager has handed the shard over, and the old primary does not go on.
 	handed bool
+	// How often in a row the change's node was not made primary, and when others were given up for that.
+	refusals int
+	refused  map[string]time.Time
 }
 
 // New makes a manager that knows nothing yet.
@@ -387,6 +390,12 @@ func (m *Manager) Done(now time.Time, a Action, err error) {
 	if k := m.memory[a.Shard]; k != nil && (a.Op == Promote || a.Op == Handover) {
 		k.tried, k.ended = err, now
 		k.handed = k.handed || a.Op == Handover && err == nil
+		switch {
+		case err == nil:
+			k.refusals = 0
+		case a.Op == Promote && !errors.Is(err, ErrEpoch):
+			k.refusals++
+		}
 	}
 	m.answerRestart(a, err)
 	if err != nil {
@@ -429,7 +438,7 @@ func (m *Manager) remember(now time.Time) {
 			phase = s.Change.Phase
 		}
 		if phase != k.phase {
-			k.phase, k.begun, k.tried, k.ended, k.handed = phase, now, nil, time.Time{}, false
+			k.phase, k.begun, k.tried, k.ended, k.handed, k.refusals, k.refused = phase, now, nil, time.Time{}, false, 0, map[string]time.Time{}
 		}
 	}
 }

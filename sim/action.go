@@ -174,7 +174,7 @@ func (x *action) fenced(n *node, next func(seen shards.Node, look, process int),
 // role sends REPLICAOF, unless the node's epoch was touched since.
 func (x *action) role(n *node, process, look int, of string, then func(error)) {
 	x.ask(n, process, func() (shards.Node, error) {
-		if n.touched != look || n.loading {
+		if n.touched != look || n.loading || n.stubborn && of == "" {
 			return n.info(), errReply
 		}
 		x.c.w.judge.acted(x.c, x.Action, n)

@@ -21,6 +21,7 @@ type facts struct {
 	votes    map[string]map[string]vote // by shard and agent
 	agents   map[string]time.Duration   // when each was seen last
 	gone     map[string]time.Duration   // when each said goodbye
+	refusals map[string]int             // by address: promotions in a row that failed
 }
 
 type vote struct {
@@ -30,13 +31,21 @@ type vote struct {
 
 func newFacts() facts {
 	return facts{good: map[string]time.Duration{}, answered: map[string]time.Duration{}, views: map[string]shards.Node{}, epochs: map[string]uint64{},
-		since: map[string]time.Duration{}, votes: map[string]map[string]vote{}, agents: map[string]time.Duration{}, gone: map[string]time.Duration{}}
+		since: map[string]time.Duration{}, votes: map[string]map[string]vote{}, agents: map[string]time.Duration{}, gone: map[string]time.Duration{}, refusals: map[string]int{}}
 }
 
 func (f *facts) probed(c *plane, view shards.Node) {
 	f.answered[view.Address], f.views[view.Address] = c.w.now, view
 	if view.Role == mesh.Primary && !view.Loading {
 		f.good[view.Address+" "+view.RunID] = c.w.now
+	}
+}
+
+// promotion takes in what came of one.
+func (f *facts) promotion(address string, err error) {
+	f.refusals[address]++
+	if err == nil {
+		f.refusals[address] = 0
 	}
 }
 

@@ -22,6 +22,7 @@ var faults = []fault{
 	{"node hangs", 6, hangs},
 	{"node is slow", 3, slow},
 	{"node lies", 3, lies},
+	{"replica refuses to be made primary", 3, stubborn},
 	{"many nodes killed", 3, manyKilled},
 	{"partition of two", 8, parted},
 	{"one-way partition", 6, oneWay},
@@ -179,6 +180,15 @@ func lies(w *world, lasts time.Duration) func() {
 		func(v *shards.Node) { v.Role, v.Epoch, v.Offset = role, epoch, 1<<40 },
 	}[w.random.IntN(4)]
 	return func() { n.lie = nil }
+}
+
+func stubborn(w *world, _ time.Duration) func() {
+	n := pick(w, pick(w, w.members).nodes)
+	if n.stubborn {
+		return nil
+	}
+	n.stubborn = true
+	return func() { n.stubborn = false }
 }
 
 // manyKilled takes more than half of a pool at once.
@@ -448,7 +458,7 @@ func (w *world) mend() {
 	w.consul.leader = w.consul.leader || !w.consul.starting
 	w.settings.mishap, w.storm, w.faults, w.calm = 0, 0, 0, w.now
 	for _, n := range w.nodes {
-		n.lie, n.slow = nil, 0
+		n.lie, n.slow, n.stubborn = nil, 0, false
 		n.resume()
 		if !n.up {
 			n.start(false)

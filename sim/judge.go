@@ -179,8 +179,14 @@ func (j *judge) begun(c *plane, m member, old, next shards.State, before, after 
 		case before.Change.Kind == shards.Raised && (change.To != to || n.RunID != before.RunID) && !commanded(true):
 			j.rule(c, m, before) // its primary is in office
 		case !c.facts.alive(c, to, true), n.RunID != before.Change.RunID, n.Epoch >= before.Change.Epoch && change.To == to:
+		case c.facts.refusals[to] >= 3 && (change.To == before.Primary || !change.Fresh || before.Change.Fresh):
+			j.w.count("change begun anew, since its node refused")
+			c.facts.refusals[to] = 0
 		default:
 			j.fail(Rule, "%s of %s to %s ends for another to %q, though %s answers", before.Change.Kind, m.Shard, to, change.To, to)
+		}
+		if before.Primary != "" && change.Fresh && !before.Change.Fresh {
+			j.best(c, m, before, change)
 		}
 		return
 	}
@@ -481,6 +487,9 @@ func (j *judge) promoted(c *plane, n *node, a shards.Action) {
 // copied judges a replica that is about to replace its data.
 func (j *judge) copied(n, of *node, lineage int) {
 	t := j.of(n.shard)
+	if change := j.w.consul.kept.state.Shards[n.shard].Change; change != nil && change.Fresh && change.To == of.address {
+		return // its data is given up
+	}
 	if lineage == 0 && !of.plain && n.lineage != 0 && n.lineage == t.lineage && !j.rolled && j.w.byName[n.shard] == nil {
 		j.fail(Empty, "%s, which has data, copies %s, which has none", n.address, of.address)
 	}

@@ -287,6 +287,9 @@ func (c *plane) done(a shards.Action, view shards.Node, err error) {
 	if view.RunID != "" {
 		c.probed(view)
 	}
+	if a.Op == shards.Promote {
+		c.facts.promotion(a.Node, err)
+	}
 	c.manager.Done(c.reading(), a, err)
 	c.decide()
 }

@@ -20,6 +20,7 @@ type node struct {
 	shard    string
 	up, hung bool
 	slow     time.Duration
+	stubborn bool // it refuses to be made primary
 	lie      func(*shards.Node)
 	lied     time.Duration // until when
 	waiting  []func()      // bytes that arrived while it hung

@@ -152,6 +152,14 @@ func (w *world) onePrimaryDies() {
 	}
 	w.run(w.now+3*s+w.upTo(s), nil)
 	n := w.byName[w.consul.kept.state.Shards[pick(w, w.members).Shard].Primary]
+	patience := 2*w.settings.downAfter + 900*ms
+	if others := w.member(n.shard).nodes; len(others) > 2 && w.chance(3) {
+		w.count("fault replica refuses to be made primary")
+		if stubborn := pick(w, others); stubborn != n {
+			stubborn.stubborn = true
+			patience += 500 * ms
+		}
+	}
 	died := w.now
 	if w.chance(2) {
 		w.count("fault node killed")
@@ -160,7 +168,7 @@ func (w *world) onePrimaryDies() {
 		w.count("fault node hangs")
 		n.hang()
 	}
-	w.run(died+2*w.settings.downAfter+900*ms, func() bool { return w.replaced(n) })
+	w.run(died+patience, func() bool { return w.replaced(n) })
 	if !w.replaced(n) {
 		w.judge.fail(Slow, "%s died at %.3f, and is served still", n.address, died.Seconds())
 	}

@@ -37,6 +37,7 @@ var mutants = []mutant{
 	one("a recovery keeps old data", "decide.go", "Kind: Recovery, To: to, Fresh: true", "Kind: Recovery, To: to, Fresh: false"),
 	one("a node that restarted meanwhile is promoted", "change.go", "Fresh: c.Fresh, RunID: c.RunID}", "Fresh: c.Fresh}"),
 	one("that the chosen node has restarted is not seen", "change.go", "return c.RunID != \"\" && d.alive", "return false && d.alive"),
+	one("a node that refuses to be made primary is asked for ever", "change.go", "k.refusals >= maxRefusals && ", "false && "),
 	one("a primary whose epoch is raised is replaced at will", "change.go", "if c.Kind == Raised {", "if false {"),
 
 	// Epochs.
