@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -89,7 +90,7 @@ func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, w *watching)
 		hello = append(hello, "AUTH", user, password)
 	}
 	out := resp.AppendCommand(nil, hello...)
-	out = resp.AppendCommand(out, "CLIENT", "SETNAME", "cachemesh-handoff")
+	out = resp.AppendCommand(out, "CLIENT", "SETNAME", linkName)
 	const noTouch = 2 // from Redis 7.2 on: copying is no use of a key
 	out = resp.AppendCommand(out, "CLIENT", "NO-TOUCH", "ON")
 	out = resp.AppendCommand(out, "ROLE")
@@ -117,6 +118,31 @@ func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, w *watching)
 		return errors.New("it is no primary")
 	}
 	l.info, l.expiresFields = text(replies[4]), expiresFields(text(replies[5]))
+	return nil
+}
+
+// linkName is that of links.
+const linkName = "cachemesh-handoff"
+
+// alone ends the links of another Mover: one that was stopped for a while must not go on with what it had read before.
+func (l *link) alone(ctx context.Context) error {
+	replies, err := l.do(ctx, resp.AppendCommand(resp.AppendCommand(nil, "CLIENT", "ID"), "CLIENT", "LIST"), 2)
+	if err != nil {
+		return err
+	}
+	own := fmt.Sprint(replies[0])
+	for line := range strings.Lines(text(replies[1])) {
+		fields := map[string]string{}
+		for field := range strings.FieldsSeq(line) {
+			name, value, _ := strings.Cut(field, "=")
+			fields[name] = value
+		}
+		if fields["name"] == linkName && fields["id"] != own {
+			if _, err := l.do(ctx, resp.AppendCommand(nil, "CLIENT", "KILL", "ID", fields["id"]), 1); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

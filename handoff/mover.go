@@ -196,6 +196,13 @@ func (m *Mover) done(t Task, yes bool) {
 	}
 }
 
+// undone says that the Task is to be done, whatever was.
+func (m *Mover) undone() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.finished = false
+}
+
 func (m *Mover) problem(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -222,15 +229,15 @@ func (m *Mover) Run(ctx context.Context) error {
 			} else {
 				err = s.remove(during)
 			}
-			if cause := context.Cause(during); cause != nil {
-				err = cause
+			if errors.Is(err, context.Canceled) {
+				err = context.Cause(during)
 			}
 			s.close(errClosed)
 		}
-		if err == nil || errors.Is(err, errChanged) {
+		m.undone()
+		if errors.Is(err, errChanged) {
 			continue
 		}
-		m.done(task, false)
 		m.problem(err)
 		if watched {
 			m.count.restarts.Add(1)

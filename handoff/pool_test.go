@@ -26,6 +26,7 @@ type pool struct {
 	before *ring.Ring
 	after  *ring.Ring
 	*handoff.Mover
+	stop func()
 }
 
 // shardNode is a shard's primary.
@@ -45,7 +46,7 @@ func names(n ...int) (all []mesh.Shard) {
 // newPool starts the shards. onLanes is of all routes.
 func newPool(t *testing.T, from, to []mesh.Shard, onLanes bool) *pool {
 	t.Helper()
-	p := &pool{t: t, nodes: map[string]*shardNode{}}
+	p := &pool{t: t, nodes: map[string]*shardNode{}, stop: func() {}}
 	p.spec = handoff.Spec{
 		Pool: "timelines", Hashing: mesh.Hashing{Algorithm: mesh.Maglev, Size: 1021}, From: from, To: to,
 		Routes: []mesh.Route{{Prefix: "timeline:"}, {Prefix: "timeline:new:"}, {Prefix: "user:"}}, OnLanes: func(mesh.Route) bool { return onLanes },
@@ -105,9 +106,10 @@ func (p *pool) placed(shards []mesh.Shard) []mesh.Shard {
 func (p *pool) from(key string) string { return p.spec.From[p.before.Find([]byte(key))].Name }
 func (p *pool) to(key string) string   { return p.spec.To[p.after.Find([]byte(key))].Name }
 
-// move begins, with the nodes that there are.
+// move begins with a new Mover, and the nodes that there are. One before ends as if it had been killed.
 func (p *pool) move() {
 	p.t.Helper()
+	p.stop()
 	p.spec.From, p.spec.To = p.placed(p.spec.From), p.placed(p.spec.To)
 	var err error
 	if p.Mover, err = handoff.New(p.spec); err != nil {
@@ -116,7 +118,8 @@ func (p *pool) move() {
 	ctx, cancel := context.WithCancel(p.t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = p.Run(ctx) })
-	p.t.Cleanup(func() { cancel(); running.Wait() })
+	p.stop = func() { cancel(); running.Wait() }
+	p.t.Cleanup(p.stop)
 }
 
 // until waits until a task is done.

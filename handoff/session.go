@@ -57,8 +57,10 @@ func (m *Mover) open(ctx context.Context, watch bool) (*session, context.Context
 			if watch {
 				w = &watching{m.arcs.prefixes(), func(key []byte) { s.changed(i, key) }}
 			}
-			s.links[i], err = dialLink(dialing, name, addresses[name], m.spec.Access, w)
-			return err
+			if s.links[i], err = dialLink(dialing, name, addresses[name], m.spec.Access, w); err != nil {
+				return err
+			}
+			return s.links[i].alone(dialing)
 		})
 	}
 	if err := group.Wait(); err != nil {
