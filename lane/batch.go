@@ -114,13 +114,12 @@ func (b *batch) removed(into [][]byte, items []item) [][]byte {
 type policy struct {
 	routes []mesh.Route // longest prefix first
 	shard  func(key []byte) string
-	known  bool // without that, nothing may pass
-	holds  bool // a route has a hold-off
+	known  bool           // without that, nothing may pass
+	holds  []holdoff.Mark // routes with a hold-off
 }
 
 func newPolicy(v View) *policy {
-	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, known: v.Address != "" || v.StandIn != ""}
-	p.holds = slices.ContainsFunc(p.routes, func(r mesh.Route) bool { return holdoff.Of(&r) > 0 })
+	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, known: v.Address != "" || v.StandIn != "", holds: holdoff.OfAll(v.Routes)}
 	slices.SortFunc(p.routes, func(a, b mesh.Route) int { return len(b.Prefix) - len(a.Prefix) })
 	return p
 }

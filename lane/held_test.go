@@ -55,8 +55,8 @@ func until(t *testing.T, what string, done func() bool) {
 func TestRefillsOfAHoldOff(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
 	// What one lane removes, another fills: of another sidecar, and of this one later.
-	a := startLane(t, View{Address: addressOf(node), Routes: heldRoutes(time.Minute)}).connect(t)
-	other := startLane(t, View{Address: addressOf(node), Routes: heldRoutes(time.Minute)})
+	a := startLane(t, View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Minute)}).connect(t)
+	other := startLane(t, View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Minute)})
 	b := other.connect(t)
 	for _, fill := range [][]string{
 		{"SET", "l:1", "v"}, {"SET", "l:1", "v", "EX", "3600"}, {"SET", "l:1", "v", "PXAT", fmt.Sprint(time.Now().Add(time.Hour).UnixMilli())},
@@ -107,7 +107,7 @@ func TestRefillsOfAHoldOff(t *testing.T) {
 // In one batch, what comes after a removal is a refill, and what comes before is not.
 func TestHoldOffsWithinABatch(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
-	c := startLane(t, View{Address: addressOf(node), Routes: heldRoutes(time.Minute)}).connect(t)
+	c := startLane(t, View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Minute)}).connect(t)
 	var out []byte
 	for _, command := range [][]string{
 		{"DEL", "l:1"}, {"SET", "l:1", "v"}, {"SET", "l:2", "v"}, {"DEL", "l:2"}, {"MULTI"}, {"DEL", "l:3"}, {"SET", "l:3", "v"}, {"SET", "l:4", "v"}, {"EXEC"},
@@ -134,7 +134,7 @@ func TestHoldOffsWithinABatch(t *testing.T) {
 func TestTheEndOfAHoldOffIsJournaledOnce(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
 	const holdOff = 2 * time.Second
-	view := View{Address: addressOf(node), Routes: heldRoutes(holdOff)}
+	view := View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(holdOff)}
 	one, two := startLane(t, view), startLane(t, view)
 	a, b := one.connect(t), two.connect(t)
 	began := time.Now()
@@ -159,7 +159,7 @@ func TestTheEndOfAHoldOffIsJournaledOnce(t *testing.T) {
 		}
 	}
 	until(t, "marks are left", func() bool { return node.ZCard(context.Background(), "cachemesh:held").Val() == 0 })
-	keys := journaled(t, node, 0)
+	keys := journaled(t, node, 1)
 	slices.Sort(keys)
 	equal(t, "journal", keys, []string{"h:absent", "h:refilled", "h:refilled", "h:unnoted", "h:unnoted"})
 	if n := one.Stats().Again + two.Stats().Again; n != 2 {
@@ -218,9 +218,37 @@ func TestTheLostTailIsHeld(t *testing.T) {
 	wantHeld(t, next, "l:1", true)
 }
 
+// A primary that begins without its predecessor's marks holds everything, for as long as those would have.
+func TestAPrimaryThatBeginsHolds(t *testing.T) {
+	primary, node := startRedis(t, process.Redis{})
+	_, empty := startRedis(t, process.Redis{})
+	view := View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Second)}
+	f := startLane(t, view)
+	c := f.connect(t)
+	c.want("OK", "SET", "l:1", "x")
+	wantHeld(t, node, "l:1", false) // nothing was invalidated before it
+	c.want("1", "DEL", "l:1")
+	primary.Kill()
+	view.Address, view.Epoch = addressOf(empty), 2
+	f.Update(view)
+	for _, k := range []string{"l:1", "l:2", "u:1", "n:1", "other"} {
+		c.want("OK", "SET", k, "stale")
+		wantHeld(t, empty, k, k[:2] == "l:")
+	}
+	c.want("OK", "SET", "h:1", "stale")
+	until(t, "it is there still", func() bool { return empty.Exists(context.Background(), "h:1").Val() == 0 })
+	// The process goes on in another epoch.
+	view.Epoch = 3
+	f.Update(view)
+	c.want("OK", "SET", "h:2", "x")
+	if d := ttl(t, empty, "h:2"); d != -1 {
+		t.Errorf("what is filled after the hold-off lives %s", d)
+	}
+}
+
 func TestALargeRefillIsHeld(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
-	c := startLane(t, View{Address: addressOf(node), Routes: heldRoutes(time.Minute)}).connect(t)
+	c := startLane(t, View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Minute)}).connect(t)
 	value := strings.Repeat("x", 3<<20)
 	c.want("OK", "SET", "l:1", value)
 	wantHeld(t, node, "l:1", false)
@@ -232,7 +260,7 @@ func TestALargeRefillIsHeld(t *testing.T) {
 // A removal of a full shard is held too, though it has to go alone.
 func TestAFullShardHolds(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
-	c := startLane(t, View{Address: addressOf(node), Routes: heldRoutes(time.Minute)}).connect(t)
+	c := startLane(t, View{Address: addressOf(node), Epoch: 1, Routes: heldRoutes(time.Minute)}).connect(t)
 	c.want("OK", "SET", "l:1", "v")
 	node.ConfigSet(context.Background(), "maxmemory", "1000")
 	c.want("-OOM*", "SET", "l:2", "v")
@@ -240,5 +268,5 @@ func TestAFullShardHolds(t *testing.T) {
 	node.ConfigSet(context.Background(), "maxmemory", "0")
 	c.want("OK", "SET", "l:1", "v")
 	wantHeld(t, node, "l:1", true)
-	equal(t, "journal", journaled(t, node, 0), []string{"l:1"})
+	equal(t, "journal", journaled(t, node, 1), []string{"l:1"})
 }

@@ -275,7 +275,7 @@ func (s *Server) tick() {
 		case <-t.C:
 		}
 		for _, e := range s.executors {
-			tick, due := e.tail.size() > 0, s.policy.Load().holds
+			tick, due := e.tail.size() > 0, len(s.policy.Load().holds) > 0
 			if tick || due {
 				e.mu.Lock()
 				e.tick, e.due = e.tick || tick, e.due || due

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/regions/holdoff"
 )
 
 // Bounds of a connection to a shard, with its login.
@@ -86,9 +87,15 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 	out = appendCommand(out, "ROLE")
 	out = appendCommand(out, "GET", node.EpochKey)
 	out = appendCommand(out, "TIME")
-	makes := s.policy.Load().journals()
+	policy := s.policy.Load()
+	makes := policy.journals()
+	// Before the first epoch there was nothing to be invalidated.
+	holds := len(policy.holds) > 0 && t.Epoch != 1
 	if makes {
 		out = appendCommand(out, "EVAL", makeJournal, "2", up.journal+":made", up.journal, string(s.config.Encode(nil, nil)))
+	}
+	if holds {
+		out = holdoff.AppendBegin(out, policy.holds)
 	}
 	if resp3 {
 		out = appendCommand(out, "HELLO", "3")
@@ -129,6 +136,13 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 		if _, err := up.value(0); err != nil {
 			return err
 		}
+	}
+	if holds {
+		v, err := up.value(0)
+		if err != nil {
+			return err
+		}
+		s.unnoted(v)
 	}
 	if resp3 {
 		if v, err := up.value(0); err != nil || isError(v) {

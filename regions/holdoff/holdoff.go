@@ -15,6 +15,7 @@
 //	                           .75  the hold-off is over, and since then somebody is about to tell other regions
 //	cachemesh:held:prefixes  sorted set: PREFIX → when the hold-off of all keys that begin so ends. It is itself a member of cachemesh:held,
 //	                         which ends with the last of them
+//	cachemesh:held:by        run_id of the primary that last began to hold, see AppendBegin
 //
 // They are part of the shard's data: replicas have them, and restarts of agents change nothing. There are at most MaxMarks keys; beyond, all
 // keys of the shard are held. A key is suspect for as long as its mark says, however it is written: after each write of a coherent route with
@@ -35,6 +36,7 @@ import (
 const (
 	heldKey     = mesh.ReservedPrefix + "held"
 	prefixesKey = mesh.ReservedPrefix + "held:prefixes"
+	holderKey   = mesh.ReservedPrefix + "held:by"
 
 	// MaxMarks bounds the keys that a shard remembers, which take about 150 bytes each.
 	MaxMarks = 100_000
@@ -58,10 +60,31 @@ func Of(r *mesh.Route) time.Duration {
 	return r.HoldOff
 }
 
+// OfAll are the hold-offs of routes, as marks of their prefixes.
+func OfAll(routes []mesh.Route) (all []Mark) {
+	for i := range routes {
+		if d := Of(&routes[i]); d > 0 {
+			all = append(all, Mark{[]byte(routes[i].Prefix), d})
+		}
+	}
+	return all
+}
+
 // Mark is a key, or a prefix, and how long it is suspect from now on.
 type Mark struct {
 	Key []byte
 	For time.Duration
+}
+
+// AppendBegin appends the command with which a primary begins: what it lacks of the marks that its predecessor had, nobody knows, so all keys of
+// the routes are held, once in its process's life. Who writes to it must have had the reply before.
+func AppendBegin(b []byte, routes []Mark) []byte {
+	b = beginScript.append(b, 3, 3+2*len(routes))
+	b = appendBulk(appendBulk(appendBulk(b, heldKey), prefixesKey), holderKey)
+	for _, m := range routes {
+		b = m.appendPrefix(b)
+	}
+	return b
 }
 
 // AppendMarks appends the command that begins the hold-offs of keys that were removed at home, in the same transaction: an integer is its reply.

@@ -395,6 +395,35 @@ func TestPrefixes(t *testing.T) {
 }
 
 // Beyond the bound every key is held: nothing is forgotten for want of room.
+func TestAPrimaryHoldsWhenItBegins(t *testing.T) {
+	s := startShard(t)
+	begin := AppendBegin(nil, OfAll([]mesh.Route{
+		{Prefix: "a:", Coherence: mesh.Invalidate, Writes: mesh.Refill, HoldOff: long},
+		{Prefix: "b:", Coherence: mesh.Invalidate, Writes: mesh.Refill, HoldOff: 10 * long},
+		{Prefix: "c:", Coherence: mesh.Invalidate, Writes: mesh.Update, HoldOff: long},
+	}))
+	if began := s.raw(begin); began != int64(1) {
+		t.Errorf("it answers %v", began)
+	}
+	s.do("MSET", "a:1", "v", "b:1", "v", "c:1", "v")
+	if n := s.note(Note{Written: keys("a:1", "b:1", "c:1")}); n != 2 {
+		t.Errorf("%d keys are held, want 2", n)
+	}
+	s.within("a:1", long)
+	s.within("b:1", 10*long)
+	s.do("DEL", prefixesKey, heldKey)
+	if began := s.raw(begin); began != int64(0) {
+		t.Errorf("the same process begins twice: %v", began)
+	}
+	// As a replica has it that takes over.
+	s.do("SET", holderKey, "another")
+	if began := s.raw(begin); began != int64(1) {
+		t.Errorf("another process does not begin: %v", began)
+	}
+	s.note(Note{Written: keys("a:1")})
+	s.within("a:1", long)
+}
+
 func TestTooManyMarks(t *testing.T) {
 	s := startShard(t)
 	var n Note

@@ -5,6 +5,25 @@ import "fmt"
 // Small as what they write is, it must not be lost on a node whose memory is full.
 const allowOOM = "#!lua flags=allow-oom\n"
 
+// widen holds all keys that begin with a prefix.
+var widen = `
+local function widen(till, prefix)
+  if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
+  redis.call('ZADD', prefixes, 'GT', till, prefix)
+  redis.call('ZADD', held, 'GT', till + 0.25, prefixes)
+end`
+
+// beginScript takes prefixes and their milliseconds.
+var beginScript = script(allowOOM + `
+local held, prefixes = KEYS[1], KEYS[2]
+local life = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+if redis.call('GET', KEYS[3]) == life then return 0 end
+redis.call('SET', KEYS[3], life)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)` + widen + `
+for i = 1, #ARGV, 2 do widen(now + ARGV[i + 1], ARGV[i]) end
+return 1`)
+
 // noteScript takes the state of the marks, the counts of marks and prefixes, the keys of the marks, their milliseconds, the prefixes with
 // theirs, and written keys. A mark never ends sooner than the one before. It calls little while nothing is held.
 var noteScript = script(allowOOM + `
@@ -24,11 +43,7 @@ local function full()
   room = room or ` + fmt.Sprint(MaxMarks) + ` - redis.call('ZCARD', held)
   return room <= 0
 end
-local function widen(till, prefix)
-  if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
-  redis.call('ZADD', prefixes, 'GT', till, prefix)
-  redis.call('ZADD', held, 'GT', till + 0.25, prefixes)
-end
+` + widen + `
 if marks > 0 then
   if full() or room < marks then
     redis.call('ZREMRANGEBYSCORE', held, '-inf', clock() - 60000)
