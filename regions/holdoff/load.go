@@ -1,0 +1,84 @@
+package holdoff
+
+import (
+	"crypto/sha1"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+)
+
+// What is loaded ahead of need may be older than what removed a key a moment ago. Other than a refill, which the application wants now, it is not
+// written at all while its key is held: a script looks and writes in one step.
+
+// What became of an entry that was to be loaded.
+const (
+	LoadDone    = 'l'
+	LoadThere   = 't' // there is a value already
+	LoadHeld    = 'h'
+	LoadMemory  = 'm' // the node has no room
+	LoadRefused = 'e' // by Redis
+)
+
+// AppendLoadPrepare appends the command that a connection needs before AppendLoad; a string is its reply.
+func AppendLoadPrepare(b []byte) []byte {
+	return appendBulk(appendBulk(appendBulk(append(b, "*3\r\n"...), "SCRIPT"), "LOAD"), string(loadScript))
+}
+
+// AppendLoad appends the beginning of the command that loads so many entries, which AppendLoadEntry is to follow. Its reply is a string with
+// a byte for each.
+func AppendLoad(b []byte, entries int) []byte {
+	b = append(strconv.AppendInt(append(b, '*'), int64(5+3*entries), 10), '\r', '\n')
+	b = appendInt(appendBulk(appendBulk(b, "EVALSHA"), loadDigest), 2)
+	return appendBulk(appendBulk(b, heldKey), prefixesKey)
+}
+
+// AppendLoadEntry appends a key, its time to live in milliseconds, of which 0 is for ever, and its value, which may be what DUMP said.
+func AppendLoadEntry(b, key []byte, milliseconds int64, value []byte, dump bool) []byte {
+	ttl := make([]byte, 0, 24)
+	if dump {
+		ttl = append(ttl, 'd')
+	}
+	return appendBulk(appendBulk(appendBulk(b, key), strconv.AppendInt(ttl, milliseconds, 10)), value)
+}
+
+var loadDigest = func() string {
+	sum := sha1.Sum([]byte(loadScript))
+	return hex.EncodeToString(sum[:])
+}()
+
+// loadScript takes keys, times to live and values in turn. A mark that is over, but still there, counts: its key is about to be removed once more.
+var loadScript = script(fmt.Sprintf(`
+local held, prefixes = KEYS[1], KEYS[2]
+-- This alone is no hit or miss.
+local some = redis.call('MEMORY', 'USAGE', held, 'SAMPLES', '1')
+local wides = {}
+if some and redis.call('MEMORY', 'USAGE', prefixes, 'SAMPLES', '1') then wides = redis.call('ZRANGE', prefixes, 0, -1) end
+local function suspect(key)
+  if redis.call('ZADD', held, 'XX', 'INCR', 0, key) then return true end
+  for _, prefix in ipairs(wides) do
+    if string.sub(key, 1, #prefix) == prefix then return true end
+  end
+  return #key > %d
+end
+local out = {}
+for i = 1, #ARGV, 3 do
+  local key, ttl, reply = ARGV[i], ARGV[i + 1], nil
+  if some and suspect(key) then
+    out[#out + 1] = 'h'
+  else
+    if string.sub(ttl, 1, 1) == 'd' then
+      reply = redis.pcall('RESTORE', key, string.sub(ttl, 2), ARGV[i + 2])
+    elseif ttl == '0' then
+      reply = redis.pcall('SET', key, ARGV[i + 2], 'NX')
+    else
+      reply = redis.pcall('SET', key, ARGV[i + 2], 'NX', 'PX', ttl)
+    end
+    local err = reply and reply.err
+    if not reply then out[#out + 1] = 't'
+    elseif not err then out[#out + 1] = 'l'
+    elseif string.find(err, 'BUSYKEY', 1, true) then out[#out + 1] = 't'
+    elseif string.find(err, 'OOM', 1, true) then out[#out + 1] = 'm'
+    else out[#out + 1] = 'e' end
+  end
+end
+return table.concat(out)`, maxKey))

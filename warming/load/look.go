@@ -1,0 +1,5 @@
+package load
+
+import "context"
+
+func (j *job) look(ctx context.Context) { <-ctx.Done() }
