@@ -56,6 +56,8 @@ type Config struct {
 	Insecure bool // allow plaintext listeners beyond loopback
 	Version  string
 	Logger   *slog.Logger
+	// Now is the clock that warming plans' times go by; nil is the machine's.
+	Now func() time.Time
 }
 
 // ControlPlane serves one region.
@@ -71,6 +73,7 @@ type ControlPlane struct {
 	links   *links
 	health  *health
 	events  *eventLog
+	warmer  *warmer
 	base    *mesh.Topology // the membership's last; loop's own
 	changed chan struct{}  // holds a token when who is primary may be another
 	view    atomic.Pointer[view]
@@ -134,6 +137,8 @@ func Run(ctx context.Context, config Config) error {
 	c.links.follow, c.links.note = c.agents.Follow, c.manager.note
 	c.manager.failedOver = c.links.failover
 	c.manager.agents, c.manager.health = c.agents, c.health
+	c.warmer = newWarmer(config, keeps.shelf("warming"), c.manager.leads, c.agents.Warm)
+	c.agents.warmer, c.manager.recovered = c.warmer, c.warmer.recovered
 	c.manager.changed = func() { signal(c.changed) }
 	c.manager.record = func(all []shards.Event) { c.events.append(all) }
 	c.manager.accepted = nodes.accept
@@ -161,6 +166,7 @@ func Run(ctx context.Context, config Config) error {
 	group.Go(func() error { return nodes.watch(ctx, updates) })
 	group.Go(func() error { return loop(ctx, updates, c.changed, c.apply, c.publish, c.xds.Tick) })
 	group.Go(func() error { return c.links.run(ctx) })
+	group.Go(func() error { return c.warmer.run(ctx) })
 	if spec := read.mesh.Membership.Consul; spec != nil {
 		at := *spec
 		at.Address = cmp.Or(config.Consul, at.Address)
@@ -187,6 +193,7 @@ func Run(ctx context.Context, config Config) error {
 func (c *ControlPlane) probed(n shards.Node, err error) {
 	c.manager.probed(n, err)
 	c.prober.heard(n, err)
+	c.warmer.probed(n, err)
 }
 
 // checkListener refuses a plaintext port that others than this host can reach.
@@ -240,6 +247,7 @@ func (c *ControlPlane) apply(u update) {
 	c.view.Store(&next)
 	if u.topology != nil {
 		c.base = u.topology
+		c.warmer.configure(u.mesh)
 		c.manager.members(*u.topology, u.membership.Frozen != "")
 	}
 	c.publish()
@@ -262,6 +270,7 @@ func (c *ControlPlane) publish() {
 			if err == nil {
 				next.topology, next.version, next.loadedAt = topology, resources.Version, time.Now()
 				c.links.update(topology)
+				c.warmer.update(topology)
 				c.agents.Publish(topology)
 				c.xds.Set(resources)
 				signal(c.prober.wake) // what status shows of the nodes is old now

@@ -30,6 +30,7 @@ type membership interface {
 
 // update is the whole of what a membership says.
 type update struct {
+	mesh       *mesh.Mesh     // of topology
 	topology   *mesh.Topology // nil: there is none that could be served. Who is primary is not said in it
 	err        error          // why the newest input is not in effect
 	membership MembershipStatus
@@ -95,7 +96,7 @@ func (f *fileMembership) update(r reading) update {
 		u.err = errors.Join(r.err, err)
 		return u
 	}
-	u.topology = &topology
+	u.topology, u.mesh = &topology, r.mesh
 	return u
 }
 
@@ -283,7 +284,7 @@ func (c *consulMembership) settle(accepted bool) update {
 	}
 	status := c.status
 	u := update{
-		topology: s.topology, err: errors.Join(c.fileErr, s.err), checks: map[string]string{},
+		mesh: c.mesh, topology: s.topology, err: errors.Join(c.fileErr, s.err), checks: map[string]string{},
 		membership: MembershipStatus{Source: "consul", Consul: &status, Frozen: s.frozen, Problems: s.bad, Alerts: s.alerts},
 	}
 	if u.membership.Problems == nil {

@@ -32,6 +32,8 @@ type listener interface {
 	AgentLost(agent string)
 	// Verdicts are all that the agent says now. A target without one has not been asked for long enough.
 	Verdicts(agent string, verdicts []shards.Verdict)
+	// Follows are the rings that the agent, its lanes and its Envoy follow now, of pools that were or are in a handoff.
+	Follows(agent string, all []shards.Following)
 	// Acknowledged are endpoints that the agent's Envoy has now and had not before: all, after AgentSeen.
 	Acknowledged(agent string, endpoints []Endpoint)
 }
@@ -66,8 +68,10 @@ type agents struct {
 	interval, downAfter time.Duration                // 0 before the first Instruct
 	topology            []byte                       // JSON; nil while no agent needs it. It is not changed
 	follows             map[string]*reports.Follow   // by agent; nil before the first Follow
+	warming             []byte                       // the runs; nil before the first Warm. It is not changed
 
-	links *links // is told how journals fare
+	links  *links  // is told how journals fare
+	warmer *warmer // is told of the application's events; nil before there is one
 }
 
 // agentStream is one stream of one agent.
@@ -129,7 +133,7 @@ func (a *agents) Instruct(interval, downAfter time.Duration, targets map[string]
 	}
 }
 
-// Publish tells every agent the region's topology, from the first on that has a route on lanes. Until then agents need none.
+// Publish tells every agent the region's topology, from the first on that has a route on lanes, or a handoff. Until then agents need none.
 func (a *agents) Publish(t mesh.Topology) {
 	text, err := json.Marshal(t)
 	if err != nil {
@@ -141,7 +145,7 @@ func (a *agents) Publish(t mesh.Topology) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.topology == nil && !t.HasLanes() || bytes.Equal(a.topology, text) {
+	if a.topology == nil && !t.HasLanes() && !t.HasHandoffs() && t.Links == nil || bytes.Equal(a.topology, text) {
 		return
 	}
 	a.topology = text
@@ -162,6 +166,16 @@ func (a *agents) Follow(all map[string]*reports.Follow) {
 		}
 	}
 	a.follows = all
+}
+
+// Warm says which runs there are to work on, as JSON of a list of warming.Run.
+func (a *agents) Warm(runs []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.warming = runs
+	for _, s := range a.streams {
+		s.notify()
+	}
 }
 
 func (s *agentStream) notify() {
@@ -215,11 +229,12 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 	go func() { received <- a.receive(s, stream, first) }()
 	var told []byte              // the topology, on this stream
 	var followed *reports.Follow // likewise
+	var warmed []byte            // likewise
 	for {
 		select {
 		case <-s.wake:
 			a.mu.Lock()
-			instructions, topology, follow := s.wanted, a.topology, a.follows[s.agent]
+			instructions, topology, follow, warming := s.wanted, a.topology, a.follows[s.agent], a.warming
 			if follow == nil && a.follows != nil {
 				follow = &reports.Follow{}
 			}
@@ -236,6 +251,11 @@ func (a *agents) Connect(stream reports.Reports_ConnectServer) error {
 				followed = follow
 				instructions = proto.CloneOf(instructions)
 				instructions.Follow = follow
+			}
+			if !bytes.Equal(warmed, warming) {
+				warmed = warming
+				instructions = proto.CloneOf(instructions)
+				instructions.Warming = warming
 			}
 			_ = stream.Send(instructions)
 		case err := <-received:
@@ -332,11 +352,23 @@ func (a *agents) take(s *agentStream, report *reports.Report) error {
 	}
 	a.logVerdicts(s, report.GetVerdicts())
 	a.links.heard(s.agent, report.GetPairs(), report.GetNotices())
+	if events := report.GetEvents(); len(events) > 0 && a.warmer != nil {
+		a.warmer.take(events)
+	}
 	a.listener.Verdicts(s.agent, verdicts)
+	a.listener.Follows(s.agent, followings(report.GetRings()))
 	if len(endpoints) > 0 {
 		a.listener.Acknowledged(s.agent, endpoints)
 	}
 	return nil
+}
+
+func followings(rings []*reports.Ring) []shards.Following {
+	all := make([]shards.Following, 0, len(rings))
+	for _, g := range rings {
+		all = append(all, shards.Following{Pool: g.GetPool(), Generation: g.GetGeneration(), Handoff: g.GetHandoff(), Step: mesh.HandoffStep(g.GetStep()), Kept: g.GetKept()})
+	}
+	return all
 }
 
 // logVerdicts says when an agent changes its mind about a primary.

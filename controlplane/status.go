@@ -70,6 +70,7 @@ func (c *ControlPlane) status() Status {
 	s.Pools, s.Shards = c.shards(v)
 	s.Alerts = append(alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery), c.manager.alerts()...)
 	s.Alerts = append(s.Alerts, c.links.status().alerts(time.Now())...)
+	s.Alerts = append(s.Alerts, c.warmer.shown.Load().alerts(time.Now())...)
 	for _, p := range s.Pools {
 		s.Alerts = append(s.Alerts, p.Spread.alerts(p.Pool, v.topology.Health.MaxSpread)...)
 		s.Alerts = append(s.Alerts, p.alerts(time.Now())...)
@@ -90,7 +91,7 @@ func (c *ControlPlane) shards(v *view) (pools []PoolStatus, all []ShardStatus) {
 	state, _ := c.manager.state()
 	for _, pool := range v.topology.Pools {
 		from := len(all)
-		for _, shard := range pool.Shards {
+		for _, shard := range pool.Members() {
 			row := ShardStatus{Region: c.config.Region, Pool: pool.Name, Name: shard.Name, Weight: shard.Weight, Epoch: shard.Epoch, StandIn: shard.StandIn,
 				Change: state.Shards[shard.Name].Change, Witnesses: state.Shards[shard.Name].Witnesses}
 			if row.Witnesses == nil {

@@ -28,6 +28,8 @@ type store interface {
 	leader() string
 	// problem is why the store does not work as it should; nil if it does.
 	problem() error
+	// shelf is where something else is kept, by its name. It may be used before run, and by one goroutine.
+	shelf(name string) shelf
 }
 
 // advertised is the URL at which others reach this control plane's API. It is its name among them.

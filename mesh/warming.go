@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -173,25 +174,17 @@ func (p *Plan) SetDefaults() {
 	if p.Keys.Prefix == "" {
 		p.Keys.Prefix = p.Keys.Route
 	}
-	p.Budget.setDefaults()
+	p.Budget = p.Budget.Or(Budget{DefaultKeysPerSecond, DefaultBytesPerSecond, DefaultOriginPerSecond, DefaultConcurrency})
 	if p.TTLSpread == nil {
 		spread := DefaultTTLSpread
 		p.TTLSpread = &spread
 	}
 }
 
-func (b *Budget) setDefaults() {
-	for _, d := range []struct {
-		field *int
-		value int
-	}{
-		{&b.KeysPerSecond, DefaultKeysPerSecond}, {&b.BytesPerSecond, DefaultBytesPerSecond},
-		{&b.OriginPerSecond, DefaultOriginPerSecond}, {&b.Concurrency, DefaultConcurrency},
-	} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
-	}
+// Or is a budget with what it leaves out from another.
+func (b Budget) Or(other Budget) Budget {
+	return Budget{cmp.Or(b.KeysPerSecond, other.KeysPerSecond), cmp.Or(b.BytesPerSecond, other.BytesPerSecond), cmp.Or(b.OriginPerSecond, other.OriginPerSecond),
+		cmp.Or(b.Concurrency, other.Concurrency)}
 }
 
 // Location is a place on earth.
@@ -221,6 +214,19 @@ func (m *Mesh) LoadPlans(file string, data []byte) (*Mesh, error) {
 		return nil, at.all(v.problems)
 	}
 	return with, nil
+}
+
+// CheckPlan validates a plan that is in no file beside the mesh. Its error is of type Problems.
+func (m *Mesh) CheckPlan(p Plan) error {
+	v := &validation{where: map[string]string{}}
+	v.plan("plan", p, m)
+	if len(v.problems) == 0 {
+		return nil
+	}
+	for i := range v.problems {
+		v.problems[i].Field = strings.TrimPrefix(strings.TrimPrefix(v.problems[i].Field, "plan"), ".")
+	}
+	return v.problems
 }
 
 // WithPlans is the mesh with other plans.

@@ -79,21 +79,37 @@ func (c *compiler) add(field, remedy, format string, args ...any) {
 // Warms says whether the plan may warm a region.
 func (p *Plan) Warms(region string) bool { return p.regions[region] != nil }
 
-// Trigger is what begins runs of the plan, as people say it.
+// Pool is that of the plan's keys.
+func (p *Plan) Pool() string { return p.pool }
+
+// Trigger is what begins runs of the plan, as mesh.yaml names it.
 func (p *Plan) Trigger() string {
 	switch {
-	case p.Schedule != nil && p.Schedule.FinishBy != "":
-		return "finish by " + p.Schedule.FinishBy
-	case p.Schedule != nil:
-		return p.Schedule.Cron
+	case p.times != nil && p.times.finish:
+		return "finishBy"
+	case p.times != nil:
+		return "cron"
 	case p.FollowSun != nil:
-		return "follow the sun"
-	case p.Rule != nil:
+		return "followSun"
+	case p.rule != nil:
 		return "rule"
 	case p.OnReturn:
-		return "on return"
+		return "onReturn"
 	}
 	return "manual"
+}
+
+// When is the trigger with what it says, for people.
+func (p *Plan) When() string {
+	switch {
+	case p.Schedule != nil:
+		return p.Trigger() + " " + p.Schedule.Cron + p.Schedule.FinishBy
+	case p.FollowSun != nil:
+		return "followSun, " + p.FollowSun.Ahead.String() + " ahead"
+	case p.Rule != nil:
+		return "rule " + p.Rule.When
+	}
+	return p.Trigger()
 }
 
 // Run is one of the plan in a region that begins now. The hour of one that follows the sun is the caller's to say, see Hour.
@@ -105,6 +121,9 @@ func (p *Plan) Run(region string, now time.Time) Run {
 	}
 	return r
 }
+
+// CopyPlan is the name of Copy's plans, which no plan of a file can have.
+const CopyPlan = "Copy"
 
 // Copy is a plan that nobody has written down: all keys of a route, from one region to another.
 func Copy(m *mesh.Mesh, from, to, route string) (*Plan, error) {
@@ -119,7 +138,7 @@ func Copy(m *mesh.Mesh, from, to, route string) (*Plan, error) {
 	if from == to {
 		return nil, fmt.Errorf("region %q cannot be copied to itself", from)
 	}
-	spec := mesh.Plan{Name: "copy", Regions: []string{to}, Manual: true, Keys: mesh.Keys{Route: route}, Source: mesh.Source{Region: from}}
+	spec := mesh.Plan{Name: CopyPlan, Regions: []string{to}, Manual: true, Keys: mesh.Keys{Route: route}, Source: mesh.Source{Region: from}}
 	spec.SetDefaults()
 	p, problems := CompilePlan(spec, m)
 	if len(problems) > 0 {

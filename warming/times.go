@@ -87,6 +87,9 @@ type Due struct {
 	Missed int
 }
 
+// Timed says whether the plan has times.
+func (p *Plan) Timed() bool { return p.times != nil || p.FollowSun != nil }
+
 // Due is the zero value, but for the slot, for plans that have no times.
 func (p *Plan) Due(region string, slot, now time.Time, took time.Duration) Due {
 	zone := p.regions[region]
