@@ -20,7 +20,7 @@ import (
 
 // pool is a pool's shards, which are real, between two rings.
 type pool struct {
-	t      *testing.T
+	t      testing.TB
 	spec   handoff.Spec
 	nodes  map[string]*shardNode
 	before *ring.Ring
@@ -44,7 +44,7 @@ func names(n ...int) (all []mesh.Shard) {
 }
 
 // newPool starts the shards. onLanes is of all routes.
-func newPool(t *testing.T, from, to []mesh.Shard, onLanes bool) *pool {
+func newPool(t testing.TB, from, to []mesh.Shard, onLanes bool) *pool {
 	t.Helper()
 	p := &pool{t: t, nodes: map[string]*shardNode{}, stop: func() {}}
 	p.spec = handoff.Spec{
@@ -61,7 +61,7 @@ func newPool(t *testing.T, from, to []mesh.Shard, onLanes bool) *pool {
 	return p
 }
 
-func startNode(t *testing.T, r process.Redis) *shardNode {
+func startNode(t testing.TB, r process.Redis) *shardNode {
 	t.Helper()
 	ports, err := process.FreePorts(1)
 	if err != nil {
