@@ -24,12 +24,15 @@ const (
 	maxReplies  = 8 << 20 // of the same, before the lane waits
 )
 
-// conn is a connection of Envoy's. Its goroutine reads; who answers writes: an executor while commands are outstanding, and the
+// conn is a connection of Envoy's. Its goroutine reads; who answers writes: whoever is at the shard while commands are outstanding, and the
 // goroutine itself otherwise.
 type conn struct {
 	s      *Server
 	net    *net.UnixConn
 	raw    syscall.RawConn
+	reader func(fd uintptr) bool // reads into in, and sets got and waited
+	got    int
+	waited bool                  // nothing was there yet
 	writer func(fd uintptr) bool // writes out without waiting, and sets wrote and failed
 	wrote  int
 	failed error
@@ -65,6 +68,13 @@ func newConn(s *Server, n *net.UnixConn) (*conn, error) {
 	}
 	c := &conn{s: s, net: n, raw: raw, in: make([]byte, firstBuffer), executor: s.executors[0]}
 	c.changed = sync.NewCond(&c.mu)
+	c.reader = func(fd uintptr) bool {
+		var err error
+		c.got, err = ignoreInterrupt(func() (int, error) { return syscall.Read(int(fd), c.in[c.w:]) })
+		again := err == syscall.EAGAIN
+		c.waited = c.waited || again
+		return !again
+	}
 	c.writer = func(fd uintptr) bool {
 		c.wrote, c.failed = ignoreInterrupt(func() (int, error) { return syscall.Write(int(fd), c.out) })
 		return true
@@ -89,13 +99,7 @@ func (c *conn) serve() {
 			c.refuse("ERR " + err.Error())
 			return
 		}
-		n, err := c.net.Read(c.in[c.w:])
-		if !c.behind {
-			c.since = time.Now()
-		}
-		c.behind = c.behind && c.w+n == len(c.in)
-		c.w += n
-		if n == 0 && err != nil {
+		if !c.read() {
 			return
 		}
 		if err := c.process(); err != nil {
@@ -109,6 +113,20 @@ func (c *conn) serve() {
 			return
 		}
 	}
+}
+
+// read waits for more bytes. There are none any more if it says false.
+func (c *conn) read() bool {
+	c.waited = false
+	if err := c.raw.Read(c.reader); err != nil || c.got <= 0 {
+		return false
+	}
+	c.w += c.got
+	if c.waited || !c.behind {
+		c.since = time.Now()
+	}
+	c.behind = c.behind && !c.waited && c.w == len(c.in)
+	return true
 }
 
 // process takes all commands that are there whole.
@@ -211,12 +229,25 @@ func (c *conn) release() {
 		c.outstanding += c.added
 		c.mu.Unlock()
 		c.added = 0
-		if e.idle {
-			e.idle = false
+		switch {
+		case e.busy:
+		case e.tick || e.due:
 			e.work.Signal()
+		default:
+			e.carryPending()
+			c.blind()
 		}
 	}
 	e.mu.Unlock()
+}
+
+// blind takes into account that the connection was not read while its goroutine was at the shard.
+func (c *conn) blind() {
+	now := time.Now()
+	if now.Sub(c.since) > atLeast {
+		// What is there by now must be answered soon.
+		c.since, c.behind = later(c.since, now.Add(-c.s.config.Timeout)), true
+	}
 }
 
 // take is what becomes of one command.

@@ -13,6 +13,9 @@ import (
 
 // executor carries the commands of all connections that speak one version of the protocol. While one batch is at the shard the next one
 // grows, so batches are as large as there is to do. Only one is on its way: what is tried again comes before what came later.
+//
+// A connection that brings something while nothing is at the shard takes it there itself: nobody need be woken for it. What is left to do
+// otherwise, run does.
 type executor struct {
 	s     *Server
 	resp3 bool
@@ -21,12 +24,13 @@ type executor struct {
 	work    *sync.Cond // there is some
 	space   *sync.Cond // pending has room
 	pending *batch
-	idle    bool // waits for work
+	spare   *batch
+	busy    bool // something is at the shard
 	tick    bool // it is time to keep the house
 	due     bool // hold-offs may be over
 	closing bool
 
-	// What follows is the executor's own.
+	// What follows belongs to whoever is at the shard.
 	up    *upstream
 	last  identity // the primary of up, or of the one before
 	tail  tail
@@ -40,47 +44,59 @@ type executor struct {
 type span struct{ from, to int }
 
 func newExecutor(s *Server, resp3 bool) *executor {
-	e := &executor{s: s, resp3: resp3, pending: newBatch()}
+	e := &executor{s: s, resp3: resp3, pending: newBatch(), spare: newBatch()}
 	e.work, e.space = sync.NewCond(&e.mu), sync.NewCond(&e.mu)
 	e.held.alarm = newAlarm(e)
 	return e
 }
 
 func (e *executor) run() {
-	spare := newBatch()
+	e.mu.Lock()
 	for {
-		e.mu.Lock()
-		for e.pending.empty() && !e.tick && !e.due && !e.closing {
-			e.idle = true
+		for e.busy || !e.needed() {
 			e.work.Wait()
 		}
-		e.idle = false
-		b, tick, due := e.pending, e.tick, e.due
-		if b.empty() && e.closing {
-			e.mu.Unlock()
+		if e.pending.empty() && e.closing {
 			break
 		}
-		e.tick, e.due = false, false
-		some := !b.empty()
-		if some {
-			e.pending = spare
-			e.space.Broadcast()
+		tick, due := e.tick, e.due
+		e.tick, e.due, e.busy = false, false, true
+		if tick || due {
+			e.mu.Unlock()
+			if tick {
+				e.keepHouse()
+			}
+			if due {
+				e.endHoldOffs()
+			}
+			e.mu.Lock()
 		}
-		e.mu.Unlock()
-		if tick {
-			e.keepHouse()
-		}
-		if due {
-			e.endHoldOffs()
-		}
-		if some {
-			e.serve(b)
-			b.reset()
-			spare = b
-		}
+		e.carryPending()
 	}
+	e.mu.Unlock()
 	e.held.alarm.Stop()
 	e.disconnect()
+}
+
+// needed says whether there is something that run must do. The caller holds the lock.
+func (e *executor) needed() bool { return !e.pending.empty() || e.tick || e.due || e.closing }
+
+// carryPending takes what is pending to the shard. The caller holds the lock, and nothing of others is at the shard.
+func (e *executor) carryPending() {
+	if b := e.pending; !b.empty() {
+		e.busy = true
+		e.pending = e.spare
+		e.space.Broadcast()
+		e.mu.Unlock()
+		e.serve(b)
+		b.reset()
+		e.mu.Lock()
+		e.spare = b
+	}
+	e.busy = false
+	if e.needed() {
+		e.work.Signal()
+	}
 }
 
 func (e *executor) disconnect() {
