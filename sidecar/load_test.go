@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// load is a client that sends one request after the other on one connection.
-type load struct {
+// clientLoad is a client that sends one request after the other on one connection.
+type clientLoad struct {
 	cancel      context.CancelFunc
 	done        chan struct{}
 	sent        atomic.Int64
@@ -18,9 +18,9 @@ type load struct {
 	err         error // the first, valid once done is closed
 }
 
-func (s *sidecar) startLoad(t *testing.T) *load {
+func (s *sidecar) startLoad(t *testing.T) *clientLoad {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{cancel: cancel, done: make(chan struct{})}
+	l := &clientLoad{cancel: cancel, done: make(chan struct{})}
 	client := newClient(t, &redis.Options{
 		Addr: s.config.Addresses.Redis, Protocol: 2, PoolSize: 1,
 		OnConnect: func(context.Context, *redis.Conn) error {
@@ -42,7 +42,7 @@ func (s *sidecar) startLoad(t *testing.T) *load {
 }
 
 // waitMore waits until n more requests are answered.
-func (l *load) waitMore(t *testing.T, n int64) {
+func (l *clientLoad) waitMore(t *testing.T, n int64) {
 	t.Helper()
 	from := l.sent.Load()
 	eventually(t, func() error {
@@ -54,7 +54,7 @@ func (l *load) waitMore(t *testing.T, n int64) {
 }
 
 // finish ends the load and fails the test if a request failed or the connection was lost.
-func (l *load) finish(t *testing.T) {
+func (l *clientLoad) finish(t *testing.T) {
 	t.Helper()
 	l.cancel()
 	<-l.done

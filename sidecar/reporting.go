@@ -44,6 +44,7 @@ type reporting struct {
 	witness   *witness
 	topology  *topologies
 	link      *link
+	warmth    *warmth
 	keep      time.Duration // targets after a stream's end
 	log       *slog.Logger
 
@@ -66,7 +67,7 @@ type reportStream struct {
 func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies, l *link) *reporting {
 	return &reporting{
 		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version, Link: c.Link},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, warmth: newWarmth(c, l), keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -231,6 +232,7 @@ func (r *reporting) receive(s *reportStream, stream reports.Reports_ConnectClien
 		defer s.forget.Reset(r.keep)
 		defer r.topology.withdraw(s)
 		defer r.link.forget(s)
+		defer r.warmth.forget(s)
 		r.set(s, true, "")
 		r.log.Info("reporting to a control plane", "control_plane", s.address)
 	}
@@ -256,6 +258,9 @@ func (r *reporting) follow(s *reportStream, instructions *reports.Instructions) 
 	}
 	if f := instructions.GetFollow(); f != nil && err == nil {
 		r.link.follow(s, f.GetShards())
+	}
+	if instructions.Warming != nil {
+		err = errors.Join(err, r.warmth.follow(s, instructions.GetWarming()))
 	}
 	return err
 }

@@ -170,6 +170,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	carrier.gap = link.gap
 	r.sourced = topologies.choose
 	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies, link)
+	topologies.subscribe(reporting.warmth.loader.Update)
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
 	link.links.OnNotice(reporting.acknowledged)
 	standIns, err := newStandIns(c.Dir, c.Logger)
@@ -230,6 +231,7 @@ func (a *agent) run(ctx context.Context, metrics, links, xds net.Listener) error
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
 	part(func() error { return a.topologies.save(serving, filepath.Join(a.config.Dir, topologyFile)) })
 	part(func() error { return a.link.run(serving, links) })
+	part(func() error { return a.reporting.warmth.loader.Run(serving) })
 	part(func() error { return a.reporting.run(serving) })
 	part(func() error { return a.sweep(serving) })
 	part(func() error { return a.supervisor.watch(serving) })

@@ -54,7 +54,7 @@ func (s *sidecar) metric(t *testing.T, name string) string {
 
 // crowd is several clients under load, some of which pipeline.
 type crowd struct {
-	loads  []*load
+	loads  []*clientLoad
 	mu     sync.Mutex
 	slow   time.Duration // the longest request
 	errors []error
