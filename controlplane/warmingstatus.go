@@ -151,9 +151,9 @@ func ratio(u warming.Use) *float64 {
 }
 
 const (
-	// A run that has not gone on for stuckAfter is an alert, and a plan of which so many of uselessFrom keys or more were looked at and fewer than
+	// A run that has not gone on for stalledAfter is an alert, and a plan of which so many of uselessFrom keys or more were looked at and fewer than
 	// useless were read.
-	stuckAfter  = time.Minute
+	stalledAfter  = time.Minute
 	useless     = 0.2
 	uselessFrom = 200
 	// failedShown is how long a run that failed stays an alert.
@@ -179,7 +179,7 @@ func (s *WarmingStatus) alerts(now time.Time) []Alert {
 		switch {
 		case r.State == warming.Failed && newest && now.Sub(r.Ended) < failedShown:
 			add(r.ID, "mend that, and `cachemesh warm run "+r.Plan+"`", "the run failed: %s", r.Problem)
-		case r.State != warming.Paused && !r.State.Over() && r.Problem != "" && now.Sub(r.Begun) > stuckAfter:
+		case r.State != warming.Paused && !r.State.Over() && r.Problem != "" && now.Sub(r.Begun) > stalledAfter:
 			add(r.ID, "it goes on by itself when that is mended; or `cachemesh warm cancel "+r.ID+"`", "the run does not go on: %s", r.Problem)
 		case r.Full && newest && now.Sub(r.Ended) < failedShown:
 			add(r.ID, "give the shards more memory, or the plan fewer keys", "the shards had no room for all of it: %d keys were loaded", r.Counts.Loaded)
