@@ -145,6 +145,7 @@ func (c *conn) process() error {
 			if err := c.large(); err != nil {
 				return err
 			}
+			c.since = time.Now() // what follows came behind it
 			continue
 		}
 		cmd := command{c.in[c.r : c.r+n], c.scan.Args}
