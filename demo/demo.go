@@ -117,6 +117,12 @@ func (d *Demo) prepare() error {
 		lock.Close()
 		return err
 	}
+	if d.layout.options.Warming {
+		if err := d.layout.options.writeLoaderToken(); err != nil {
+			lock.Close()
+			return err
+		}
+	}
 	return d.layout.writeMesh()
 }
 
@@ -179,7 +185,7 @@ func (d *Demo) start(ctx context.Context) error {
 				if err == nil {
 					endpoints[i].Sidecars[j] = SidecarEndpoints{
 						Name: s.name, PID: p.PID(), Redis: s.redis, RedisRESP3: s.resp3, RedisSocket: filepath.Join(s.dir, "redis.sock"),
-						EnvoyAdmin: "http://" + s.admin, Metrics: "http://" + s.metrics + "/metrics", Command: command,
+						EnvoyAdmin: "http://" + s.admin, Metrics: "http://" + s.metrics + "/metrics", App: "http://" + s.app, Command: command,
 					}
 				}
 				return err

@@ -52,6 +52,7 @@ type SidecarEndpoints struct {
 	RedisSocket string   `json:"redis_socket"`
 	EnvoyAdmin  string   `json:"envoy_admin"`
 	Metrics     string   `json:"metrics"`
+	App         string   `json:"app"`
 	Command     []string `json:"command"`
 }
 

@@ -23,6 +23,9 @@ type Options struct {
 	DBLatency  time.Duration
 	Membership string // static or consul
 	Coherent   bool   // regions tell each other what applications change
+	Warming    bool   // caches are filled ahead; wants Coherent
+	NoPlans    bool   // with Warming: all of it but the plans
+	Clock      string // by which plans run, START@SINCE*SPEED; "" is everybody's
 	TLS        bool   // everywhere but between an application and its sidecar
 	Prometheus bool   // start one that watches
 	Cachemesh  string // the program to start control planes and sidecars with
@@ -128,6 +131,12 @@ func newLayout(o Options) layout {
 		l.mesh.Regions = append(l.mesh.Regions, spec)
 		l.regions = append(l.regions, r)
 	}
+	if o.Warming {
+		l.place()
+	}
+	if o.Warming && !o.NoPlans {
+		l.mesh.Warming = l.plans()
+	}
 	return l
 }
 
@@ -179,6 +188,9 @@ func (l layout) controlplaneCommand(r regionLayout) []string {
 	if l.options.consul() {
 		command = append(command, "--consul", r.consul.Address())
 	}
+	if l.options.Clock != "" {
+		command = append(command, "--warming-clock", l.options.Clock)
+	}
 	return command
 }
 
@@ -205,6 +217,9 @@ func (l layout) appCommand(r regionLayout, s sidecarLayout) []string {
 		"--db", l.database(), "--peers", l.peers(), "--db-latency", l.options.DBLatency.String()}
 	if l.options.Coherent {
 		command = append(command, "--coherent")
+	}
+	if l.options.Warming {
+		command = append(command, "--events", "http://"+s.metrics+"/v1/events", "--loader-token-file", l.options.loaderToken())
 	}
 	return command
 }

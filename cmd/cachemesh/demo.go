@@ -30,6 +30,7 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 			if o.For < 0 || o.Rate < 1 || o.DBLatency < 0 {
 				return usage("--for, --rate and --db-latency cannot be negative, and --rate not 0")
 			}
+			o.Coherent = o.Coherent || o.Warming
 			var err error
 			if o.Cachemesh, err = os.Executable(); err != nil {
 				return err
@@ -60,6 +61,11 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 	f.IntVar(&o.Rate, "rate", 700, "requests a second in each region")
 	f.IntVar(&o.PortOffset, "port-offset", 0, "add this to every port")
 	f.BoolVar(&o.Coherent, "coherent", false, "the regions tell each other what applications change; not yet free of failed operations in a switch")
+	f.BoolVar(&o.Warming, "warming", false, "fill caches ahead, by plans; implies --coherent")
+	f.StringVar(&o.Clock, "warming-clock", "", "")
+	f.BoolVar(&o.NoPlans, "no-plans", false, "")
+	f.MarkHidden("warming-clock") // for the benchmark of a day
+	f.MarkHidden("no-plans")
 	f.BoolVar(&o.TLS, "tls", false, "TLS and passwords everywhere but between an application and its sidecar")
 	f.BoolVar(&o.Prometheus, "prometheus", false, "start a Prometheus that watches, on port 9090")
 	f.DurationVar(&o.DBLatency, "db-latency", 0, "imitate a distant database")
