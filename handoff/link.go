@@ -54,8 +54,30 @@ type watching struct {
 	changed  func(key []byte)
 }
 
-// dialLink connects to a primary and logs in.
+// dialLink connects to a primary as a Mover, which watches or not.
 func dialLink(ctx context.Context, shard, address string, access *mesh.RedisAccess, w *watching) (*link, error) {
+	return dial(ctx, shard, address, access, linkName, w)
+}
+
+// dialWriter connects to a primary as lanes do.
+func dialWriter(ctx context.Context, shard string, p place) (*link, error) {
+	l, err := dial(ctx, shard, p.address, p.access, node.LoginName(p.login), nil)
+	if err != nil {
+		return nil, err
+	}
+	least, err := ask(ctx, l, resp.AppendCommand(nil, "GET", node.LoginKey))
+	if err == nil {
+		err = node.Fenced(p.login, text(least))
+	}
+	if err != nil {
+		l.close(err)
+		return nil, fmt.Errorf("shard %s: %w", shard, err)
+	}
+	return l, nil
+}
+
+// dial connects to a primary and logs in. name is the connection's.
+func dial(ctx context.Context, shard, address string, access *mesh.RedisAccess, name string, w *watching) (*link, error) {
 	if address == "" {
 		return nil, fmt.Errorf("shard %s has no primary", shard)
 	}
@@ -70,14 +92,14 @@ func dialLink(ctx context.Context, shard, address string, access *mesh.RedisAcce
 		l.changed = w.changed
 	}
 	go l.read()
-	if err := l.greet(ctx, access, w); err != nil {
+	if err := l.greet(ctx, access, name, w); err != nil {
 		l.close(err)
 		return nil, fmt.Errorf("shard %s, Redis at %s: %w", shard, address, err)
 	}
 	return l, nil
 }
 
-func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, w *watching) error {
+func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, name string, w *watching) error {
 	user, password, err := node.Credentials(access)
 	if err != nil {
 		return err
@@ -90,7 +112,7 @@ func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, w *watching)
 		hello = append(hello, "AUTH", user, password)
 	}
 	out := resp.AppendCommand(nil, hello...)
-	out = resp.AppendCommand(out, "CLIENT", "SETNAME", linkName)
+	out = resp.AppendCommand(out, "CLIENT", "SETNAME", name)
 	const noTouch = 2 // from Redis 7.2 on: copying is no use of a key
 	out = resp.AppendCommand(out, "CLIENT", "NO-TOUCH", "ON")
 	out = resp.AppendCommand(out, "ROLE")

@@ -144,6 +144,16 @@ func (p *pool) eventually(what string, is func(handoff.Progress) bool) handoff.P
 	}
 }
 
+// wait waits until something is so.
+func (p *pool) wait(is func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatal("it never is")
+		}
+	}
+}
+
 // do does a command at a shard.
 func (p *pool) do(shard string, command ...any) any {
 	p.t.Helper()
