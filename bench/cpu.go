@@ -25,6 +25,19 @@ func cpuTime(pids ...int) (time.Duration, error) {
 	return sum, nil
 }
 
+// cpuTimes is the cpuTime of each process.
+func cpuTimes(pids ...int) ([]time.Duration, error) {
+	var times []time.Duration
+	for _, pid := range pids {
+		t, err := cpuTime(pid)
+		if err != nil {
+			return nil, err
+		}
+		times = append(times, t)
+	}
+	return times, nil
+}
+
 // usage is the CPU time that each party has used up to a moment.
 type usage struct {
 	at                   time.Time

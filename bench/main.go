@@ -57,7 +57,8 @@ type settings struct {
 	// Of failover, how often each fault is inflicted; of writes, how often each way is measured. 0 and -1 leave it to the plan.
 	rounds, sentinelRounds int
 	chaos                  chaosPlan // what is not set is left to the plan
-	chart                  string    // file of a picture; "" is none
+	day                    dayPlan
+	chart                  string // file of a picture; "" is none
 }
 
 // result is printed as JSON. The README's section is made of several.
@@ -77,6 +78,9 @@ var benches = []bench{
 	{"writes", "what writes through lanes cost, against the same Envoy's writes straight to the shards (5 min)", benchWrites, func() result { return new(writesResult) }, writesFlags, false},
 	{"failover", "primaries killed and stopped under load, against Redis Sentinel (30 min)", benchFailover, func() result { return new(failoverResult) }, failoverFlags, false},
 	{"reshard", "a shard is added under load, and removed, against a plain Envoy and twemproxy (14 min)", benchReshard, func() result { return new(reshardResult) }, reshardFlags, false},
+	{"warming", "a region's cache copied into another's, against redis-cli --pipe and a copier of GET and SET (3 min)", benchWarming, func() result { return new(warmingResult) }, nil, false},
+	{"coldstart", "a region whose shards come back empty, with and without warming (6 min)", benchColdstart, func() result { return new(coldResult) }, nil, false},
+	{"day", "a day of two regions whose hours pass in seconds, with and without warming; writes a page (15 min; not one of all)", benchDay, func() result { return new(dayResult) }, dayFlags, true},
 	{"chaos", "everything is killed, by seed, while a checker looks whether an invalidation is lost (20 min; not one of all)", benchChaos, func() result { return new(chaosResult) }, chaosFlags, true},
 }
 
@@ -108,7 +112,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "bench", Short: "Measure what cachemesh costs and what it is worth", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(listCommand(), allCommand(), reportCommand(), clientLoadCommand(), sessionCommand(), pushServerCommand(), pushDriverCommand())
+	root.AddCommand(listCommand(), allCommand(), reportCommand(), clientLoadCommand(), naiveCopyCommand(), sessionCommand(), pushServerCommand(), pushDriverCommand())
 	for _, b := range benches {
 		var format string
 		var s settings

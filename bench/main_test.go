@@ -14,7 +14,7 @@ import (
 
 // The benchmarks run their own program again, for the client and for sessions.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && slices.Contains([]string{"client-load", "session", "push-server", "push-driver"}, os.Args[1]) {
+	if len(os.Args) > 1 && slices.Contains([]string{"client-load", "naive-copy", "session", "push-server", "push-driver"}, os.Args[1]) {
 		main()
 	}
 	os.Exit(m.Run())

@@ -24,6 +24,8 @@ type regionsPlan struct {
 	probe                   string   // prefix of a route whose writes must be answered before a sidecar counts as ready
 	shards, nodes, sidecars int      // in each region; nodes are of a shard
 	link                    bool     // sidecars listen for other regions
+	near                    bool     // nothing is in the way between regions
+	warming                 string   // mesh.yaml's plans, from "warming:" on
 	oneWay                  time.Duration
 }
 
@@ -145,6 +147,10 @@ func (m *meshRegions) addresses(plan regionsPlan) ([]regionAddresses, error) {
 				listens = append(listens, localAddress(next()))
 			}
 			a.sidecars = append(a.sidecars, listens)
+			if plan.near {
+				a.links = append(a.links, listens[own-1])
+				continue
+			}
 			way, err := delay.Listen(listens[own-1], plan.oneWay)
 			if err != nil {
 				return nil, err
@@ -179,6 +185,7 @@ func (p regionsPlan) meshFile(addresses []regionAddresses) string {
 		// A port that nobody listens on.
 		fmt.Fprintf(&b, "  - name: %[1]s\n    links: [\"127.0.0.1:%[2]d\"]\n    shards:\n      - {pool: cache, name: %[3]s, nodes: [\"127.0.0.1:%[4]d\"]}\n", name, 1+2*i, shardName(0), 2+2*i)
 	}
+	b.WriteString(p.warming)
 	return b.String()
 }
 

@@ -63,7 +63,9 @@ func Run(ctx context.Context, c Config, db *store.Store) error {
 		if err != nil {
 			return err
 		}
-		r.sources = append(r.sources, &source{gen: gen, rng: rand.New(rand.NewPCG(rand.Uint64(), 4))})
+		s := &source{gen: gen, rng: rand.New(rand.NewPCG(rand.Uint64(), 4)), posting: func() float64 { return between(posting, c.Clock.At(time.Now()).In(region.Zone)) }}
+		s.settle(homes)
+		r.sources = append(r.sources, s)
 	}
 	ends := c.Clock.When(c.Clock.Start.Add(24 * time.Hour))
 	ctx, cancel := context.WithDeadline(ctx, ends)

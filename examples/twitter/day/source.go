@@ -14,8 +14,24 @@ import (
 type source struct {
 	gen     *workload.Generator
 	rng     *rand.Rand
-	popular atomic.Pointer[[]int64]
-	talk    atomic.Pointer[talk]
+	posting func() float64 // which share of the posts there are right now
+	// settling are read in between, once: caches that have been there for days hold what does not change.
+	settling []workload.Request
+	popular  atomic.Pointer[[]int64]
+	talk     atomic.Pointer[talk]
+}
+
+// settlingShare is how many of the requests settle, as long as there are any.
+const settlingShare = 0.7
+
+// settle has every timeline of the region's users read, and every profile.
+func (s *source) settle(homes map[int64]string) {
+	for user, home := range homes {
+		s.settling = append(s.settling, workload.Request{Method: http.MethodGet, Path: fmt.Sprintf("/users/%d", user), Thing: workload.Profile, ID: user})
+		if home == s.gen.Region {
+			s.settling = append(s.settling, workload.Request{Method: http.MethodGet, Path: fmt.Sprintf("/timeline/%d", user), Thing: workload.Timeline, ID: user})
+		}
+	}
 }
 
 // talk is about some tweets, more and more from when it begins until it ends.
@@ -27,6 +43,11 @@ type talk struct {
 
 // Next implements load.Source.
 func (s *source) Next() workload.Request {
+	if n := len(s.settling); n > 0 && s.rng.Float64() < settlingShare {
+		r := s.settling[n-1]
+		s.settling = s.settling[:n-1]
+		return r
+	}
 	if t := s.talk.Load(); t != nil {
 		now := time.Now()
 		if now.Before(t.end) && s.rng.Float64() < t.most*float64(now.Sub(t.begins))/float64(t.end.Sub(t.begins)) {
@@ -37,5 +58,9 @@ func (s *source) Next() workload.Request {
 	if ids := s.popular.Load(); ids != nil {
 		s.gen.Popular = *ids
 	}
-	return s.gen.Next()
+	for {
+		if r := s.gen.Next(); r.Method != http.MethodPost || s.rng.Float64() < s.posting() {
+			return r
+		}
+	}
 }

@@ -40,10 +40,11 @@ var Default = Mix{
 	{Trending, clusters[35]},
 }
 
-// Day is the default mix but for more tweets: of the operations on tweets one in five posts, as on a day on which people talk.
+// Day is the default mix but for more tweets: of the operations on tweets every other one posts, as in an evening on which people talk, so that in the
+// morning a timeline holds nothing that was in it the evening before.
 var Day = func() Mix {
 	m := slices.Clone(Default)
-	m[2].Cluster.Reads = 0.8
+	m[2].Cluster.Reads = 0.5
 	return m
 }()
 

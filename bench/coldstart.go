@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cachemesh/cachemesh/envoy"
+	facts "github.com/cachemesh/cachemesh/examples/twitter/workload"
+	"github.com/cachemesh/cachemesh/mesh"
+)
+
+// coldPlan is a region whose shards all start again, empty, while its application goes on.
+type coldPlan struct {
+	keys, bytes     int
+	alpha           float64 // Zipf exponent of the keys' popularity
+	rate            float64 // requests a second
+	changes         float64 // share of the requests
+	databaseReads   float64 // that it has to offer in a second
+	databaseLatency time.Duration
+	ttl             time.Duration
+	staleAfter      time.Duration
+	before          time.Duration // of load; of its second half is the former hit rate
+	away            time.Duration // how long the shards are
+	patience        time.Duration // for the recovery
+}
+
+var (
+	coldFull = coldPlan{keys: 100_000, bytes: 200, alpha: coldCluster().Alpha, rate: 2500, changes: 0.01, databaseReads: 600, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
+		staleAfter: 2 * mesh.DefaultHoldOff, before: 20 * time.Second, away: time.Second, patience: 10 * time.Minute}
+	coldQuick = coldPlan{keys: 4_000, bytes: 200, alpha: coldCluster().Alpha, rate: 500, changes: 0.01, databaseReads: 300, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
+		staleAfter: 2 * mesh.DefaultHoldOff, before: 3 * time.Second, away: 300 * time.Millisecond, patience: time.Minute}
+)
+
+// coldCluster is that of the workload's facts whose popularity the load has: of little skew, as the more skewed a load is, the less of what is cached matters to its hit rate.
+func coldCluster() facts.Cluster {
+	c, err := facts.FindCluster(26)
+	if err != nil {
+		panic(err) // the facts are part of the program
+	}
+	return c
+}
+
+const (
+	// coldRoutes are coherent: values that regions take from each other must be.
+	coldRoutes = `prefix: "item:", coherence: invalidate, writes: refill
+prefix: ""`
+	coldShards    = 2
+	coldRecovered = 0.9 // of the former hit rate
+	coldWarming   = `warming:
+  plans:
+    - name: return
+      onReturn: true
+      keys: {route: "item:"}
+      source: {region: nearest}
+`
+)
+
+// coldResult is what `bench coldstart` prints.
+type coldResult struct {
+	header
+	Plan map[string]any `json:"plan"`
+	// Of the warmed region over the one that is not, from when its shards accepted connections until 0.9 of the former hit rate.
+	TimeRatio  float64      `json:"time_ratio"`
+	ReadsRatio float64      `json:"origin_reads_ratio"`
+	Unwarmed   *coldFigures `json:"unwarmed"`
+	Warmed     *coldFigures `json:"warmed"`
+}
+
+// coldFigures are of one cold start.
+type coldFigures struct {
+	Former  float64   `json:"former_hit_rate"`
+	Seconds float64   `json:"recovery_seconds"`
+	Reads   int       `json:"origin_reads"`
+	Shed    int       `json:"requests_without_answer"` // as the database had too much to do
+	Failed  int       `json:"cache_errors"`            // since the shards accept connections
+	Stale   int       `json:"stale_answers"`           // of the whole run
+	Rates   []float64 `json:"hit_rates"`               // by second since the shards accept connections
+}
+
+func benchColdstart(ctx context.Context, s settings) (result, error) {
+	began := time.Now()
+	head, err := newHeader(ctx, "coldstart", s.quick)
+	if err != nil {
+		return nil, err
+	}
+	plan := coldFull
+	if s.quick {
+		plan = coldQuick
+	}
+	cachemesh, err := build(ctx, s.dir, "cachemesh", "cmd/cachemesh")
+	if err != nil {
+		return nil, err
+	}
+	r := &coldResult{header: head, Plan: map[string]any{"shards": coldShards, "keys": plan.keys, "value_bytes": plan.bytes, "zipf_alpha": plan.alpha, "requests_per_second": plan.rate,
+		"change_share": plan.changes, "database_reads_per_second": plan.databaseReads, "database_latency_ms": milliseconds(plan.databaseLatency)}}
+	for _, way := range []struct {
+		name, warming string
+		figures       **coldFigures
+	}{{"unwarmed", "", &r.Unwarmed}, {"warmed", coldWarming, &r.Warmed}} {
+		f, err := measureCold(ctx, filepath.Join(s.dir, way.name), cachemesh, plan, way.warming)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", way.name, err)
+		}
+		fmt.Fprintf(s.progress, "%s: former hit rate %.3f; %.1f s and %d database reads until it is %.2f of that again; %d requests without an answer, %d cache errors, %d stale\n",
+			way.name, f.Former, f.Seconds, f.Reads, coldRecovered, f.Shed, f.Failed, f.Stale)
+		*way.figures = f
+	}
+	r.TimeRatio = rounded(r.Warmed.Seconds / r.Unwarmed.Seconds)
+	r.ReadsRatio = rounded(float64(r.Warmed.Reads) / float64(r.Unwarmed.Reads))
+	r.Seconds = rounded(time.Since(began).Seconds())
+	return r, nil
+}
+
+func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, warming string) (*coldFigures, error) {
+	m, err := startRegions(ctx, dir, cachemesh, regionsPlan{names: []string{"cold", "sibling"}, routes: coldRoutes, probe: copiedPrefix, shards: coldShards, nodes: 1, sidecars: 1,
+		link: true, near: true, warming: warming})
+	if err != nil {
+		return nil, err
+	}
+	defer m.stop()
+	for _, region := range m.regions {
+		if err := region.fill(ctx, dir, plan.keys, func(int) []byte { return coldValue(plan.bytes, 0) }); err != nil {
+			return nil, err
+		}
+	}
+	cold := m.regions[0]
+	client := patientClient(cold.sidecars[0].redis)
+	defer client.Close()
+	app := newColdApp(plan, client)
+	app.began = time.Now()
+	var load sync.WaitGroup
+	loading, stop := context.WithCancel(ctx)
+	load.Go(func() { app.run(loading) })
+	defer load.Wait()
+	defer stop()
+	if err := waitFor(ctx, plan.before); err != nil {
+		return nil, err
+	}
+	former := hitRate(app.last()[int(plan.before/sliceOf)/2:])
+	if err := cold.restart(ctx, plan.away); err != nil {
+		return nil, err
+	}
+	from := int(time.Since(app.began)/sliceOf) + 1
+	end, err := app.recovery(ctx, from, coldRecovered*former)
+	if err != nil {
+		return nil, err
+	}
+	stop()
+	load.Wait()
+	seen := app.last()
+	f := &coldFigures{Former: rounded(former), Seconds: rounded((time.Duration(end-from) * sliceOf).Seconds())}
+	for i, s := range seen {
+		f.Stale += s.Stale
+		if i >= from && i < end {
+			f.Reads += s.Reads
+			f.Shed += s.Shed
+			f.Failed += s.Failed
+		}
+	}
+	const second = int(time.Second / sliceOf)
+	for i := from; i+second <= len(seen); i += second {
+		f.Rates = append(f.Rates, rounded(hitRate(seen[i:i+second])))
+	}
+	return f, nil
+}
+
+// recovery waits for the slice at whose end the hit rate is so high again, and a moment longer.
+func (a *coldApp) recovery(ctx context.Context, from int, rate float64) (int, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.plan.patience, fmt.Errorf("the hit rate is not %.3f again after %s", rate, a.plan.patience))
+	defer cancel()
+	for {
+		seen := a.last()
+		// Requests of the last moments are not all answered.
+		if end, ok := recovered(seen[:max(0, len(seen)-2)], from, rate); ok {
+			return end, waitFor(ctx, 2*time.Second)
+		}
+		if err := waitFor(ctx, sliceOf); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// waitFor waits, unless ctx ends.
+func waitFor(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// fill writes every key to the shard where the ring places it.
+func (r *meshRegion) fill(ctx context.Context, dir string, keys int, value func(i int) []byte) error {
+	body, err := ask(ctx, r.http, "/v1/topology")
+	if err != nil {
+		return err
+	}
+	var t mesh.Topology
+	if err := json.Unmarshal(body, &t); err != nil {
+		return err
+	}
+	ring, err := envoy.Ring(t.Pools[0])
+	if err != nil {
+		return err
+	}
+	for i, set := range r.sets {
+		file := filepath.Join(dir, "fill")
+		if err := writeCommands(file, keys, value, func(key string) bool { return ring.Find([]byte(key)) == i }); err != nil {
+			return err
+		}
+		if _, err := pipe(ctx, file, set.nodes[0].redis.Address()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restart kills all nodes of a region's shards at once and starts them again, empty.
+func (r *meshRegion) restart(ctx context.Context, away time.Duration) error {
+	for _, set := range r.sets {
+		for _, n := range set.nodes {
+			n.running.Kill()
+		}
+	}
+	if err := waitFor(ctx, away); err != nil {
+		return err
+	}
+	var errs []error
+	for _, set := range r.sets {
+		for _, n := range set.nodes {
+			started, err := n.redis.Start(ctx)
+			if err == nil {
+				n.running = started
+			}
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *coldResult) markdown(w io.Writer) {
+	r.header.markdown(w, "a region whose shards come back empty")
+	fmt.Fprintf(w, "%v requests/s of %v keys (Zipf %.2f) through the sidecar, %v shards; the database answers %v reads a second. From when the shards accept connections until the\n"+
+		"hit rate is %.1f of what it was. The plan `onReturn` copies the sibling region's cache: %.3f of the time, %.3f of the database reads.\n\n",
+		r.Plan["requests_per_second"], r.Plan["keys"], r.Plan["zipf_alpha"], r.Plan["shards"], r.Plan["database_reads_per_second"], coldRecovered, r.TimeRatio, r.ReadsRatio)
+	fmt.Fprintln(w, "| | former hit rate | seconds | database reads | requests without an answer | stale answers |")
+	fmt.Fprintln(w, "|---|--:|--:|--:|--:|--:|")
+	for _, way := range []struct {
+		label string
+		f     *coldFigures
+	}{{"not warmed", r.Unwarmed}, {"warmed", r.Warmed}} {
+		fmt.Fprintf(w, "| %s | %.3f | %.1f | %d | %d | %d |\n", way.label, way.f.Former, way.f.Seconds, way.f.Reads, way.f.Shed, way.f.Stale)
+	}
+}
