@@ -10,6 +10,7 @@ import (
 func newControlplane() *cobra.Command {
 	var c controlplane.Config
 	var logs logFlags
+	var clock fastClock
 	cmd := &cobra.Command{
 		Use:   "controlplane --config mesh.yaml",
 		Short: "Serve one region's routes to its sidecars",
@@ -27,7 +28,7 @@ planes may serve one region. When none runs, sidecars keep serving what they hav
 			if c.Logger, err = newLogger(cmd.ErrOrStderr(), logs.format, logs.level); err != nil {
 				return err
 			}
-			c.Version = version
+			c.Version, c.Now = version, clock.now
 			return controlplane.Run(cmd.Context(), c)
 		},
 	}
@@ -45,6 +46,8 @@ planes may serve one region. When none runs, sidecars keep serving what they hav
 	f.BoolVar(&c.TLS.HTTPClients, "http-client-auth", false, "clients of --http need a certificate, too")
 	f.StringVar((*string)(&c.TLS.Identity), "identity", string(certs.SPIFFE), "how a certificate names its sidecar: spiffe (URI spiffe://cachemesh/REGION/NAME) or dns (a DNS name)")
 	f.BoolVar(&c.Insecure, "insecure", false, "allow plaintext listeners beyond loopback, on a network that you trust")
+	f.Var(&clock, "warming-clock", "by which warming plans' times go by, for the benchmark of a day")
+	f.MarkHidden("warming-clock")
 	cmd.MarkFlagFilename("config", "yaml", "yml")
 	cmd.MarkFlagDirname("state")
 	for _, flag := range []string{"tls-cert", "tls-key", "tls-client-ca"} {
