@@ -27,7 +27,7 @@ const (
 	// maxTrending is about what a region's users read in an hour.
 	maxTrending = 2000
 	// trendingTimelines is in how many timelines a tweet is at least: one that few could read is mostly read by none.
-	trendingTimelines = 3
+	trendingTimelines = 2
 )
 
 // loaderRequest is a batch of keys whose values a cache wants, or a wish to know of which keys it might want them.

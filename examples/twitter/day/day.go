@@ -36,8 +36,11 @@ type Region struct {
 	Targets []string
 }
 
-// popular is how many tweets are what people talk about in a region.
-const popular = 2000
+const (
+	// popular is how many tweets are what people talk about in a region, and leastSpread in how many timelines they are.
+	popular     = 2000
+	leastSpread = 2
+)
 
 type runner struct {
 	Config
@@ -63,7 +66,7 @@ func Run(ctx context.Context, c Config, db *store.Store) error {
 		if err != nil {
 			return err
 		}
-		s := &source{gen: gen, rng: rand.New(rand.NewPCG(rand.Uint64(), 4)), posting: func() float64 { return between(posting, c.Clock.At(time.Now()).In(region.Zone)) }}
+		s := &source{gen: gen, rng: rand.New(rand.NewPCG(rand.Uint64(), 4)), now: func() time.Time { return c.Clock.At(time.Now()).In(region.Zone) }}
 		s.settle(homes)
 		r.sources = append(r.sources, s)
 	}
@@ -114,7 +117,7 @@ func (r *runner) follow(ctx context.Context, region Region, s *source) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		ids, err := r.db.Spread(ctx, region.Name, 1, popular)
+		ids, err := r.db.Spread(ctx, region.Name, leastSpread, popular)
 		if err == nil {
 			s.popular.Store(&ids)
 		} else if ctx.Err() == nil {

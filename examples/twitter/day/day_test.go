@@ -31,7 +31,7 @@ func TestClock(t *testing.T) {
 }
 
 func TestLevel(t *testing.T) {
-	for at, want := range map[string]float64{"08:00": 1, "04:00": 0.12, "07:30": 0.85, "23:30": 0.575} {
+	for at, want := range map[string]float64{"08:00": 1, "04:00": 0.05, "07:30": 0.85, "23:30": 0.525} {
 		clock, err := time.Parse("15:04", at)
 		if err != nil {
 			t.Fatal(err)

@@ -12,9 +12,9 @@ import (
 
 // source draws a region's requests: those of every day, and those for what everybody talks about right now.
 type source struct {
-	gen     *workload.Generator
-	rng     *rand.Rand
-	posting func() float64 // which share of the posts there are right now
+	gen *workload.Generator
+	rng *rand.Rand
+	now func() time.Time // by the day's clock, where the users are
 	// settling are read in between, once: caches that have been there for days hold what does not change.
 	settling []workload.Request
 	popular  atomic.Pointer[[]int64]
@@ -51,16 +51,23 @@ func (s *source) Next() workload.Request {
 	if t := s.talk.Load(); t != nil {
 		now := time.Now()
 		if now.Before(t.end) && s.rng.Float64() < t.most*float64(now.Sub(t.begins))/float64(t.end.Sub(t.begins)) {
-			id := t.tweets[s.rng.IntN(len(t.tweets))]
-			return workload.Request{Method: http.MethodGet, Path: fmt.Sprintf("/tweets/%d", id), Thing: workload.TweetOf, ID: id}
+			return readTweet(t.tweets[s.rng.IntN(len(t.tweets))])
 		}
 	}
-	if ids := s.popular.Load(); ids != nil {
+	now := s.now()
+	if ids := s.popular.Load(); ids != nil && len(*ids) > 0 {
 		s.gen.Popular = *ids
+		if s.rng.Float64() < catchingUp(now) {
+			return readTweet((*ids)[s.rng.IntN(len(*ids))])
+		}
 	}
 	for {
-		if r := s.gen.Next(); r.Method != http.MethodPost || s.rng.Float64() < s.posting() {
+		if r := s.gen.Next(); r.Method != http.MethodPost || s.rng.Float64() < between(posting, now) {
 			return r
 		}
 	}
+}
+
+func readTweet(id int64) workload.Request {
+	return workload.Request{Method: http.MethodGet, Path: fmt.Sprintf("/tweets/%d", id), Thing: workload.TweetOf, ID: id}
 }
