@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 	"warming/queue":             {"mesh", "node", "warming", "warming/place"},
 	"warming/source":            {"mesh", "node", "regions", "resp", "warming", "warming/place"},
 	"warming/load":              {"mesh", "node", "regions/holdoff", "resp", "warming", "warming/place", "warming/queue", "warming/source"},
-	"lane":                      {"commands", "mesh", "node", "regions/holdoff", "resp", "ring", "sidecar/null"},
+	"lane":                      {"commands", "handoff", "mesh", "node", "regions/holdoff", "resp", "ring", "sidecar/null"},
 	"sim":                       {"mesh", "shards"},
 	"sim/mutants":               {},
 	"controlplane/xds":          {"envoy"},

@@ -26,6 +26,8 @@ type Coexistence struct {
 
 // Pair is a pool's two rings while agents are to coexist. It does not change. A nil one moves nothing.
 type Pair struct {
+	id     uint64 // of the handoff
+	routes []mesh.Route
 	arcs   *arcs
 	others []*other // by shard
 }
@@ -44,25 +46,27 @@ func (c *Coexistence) Update(t *mesh.Topology) {
 		if !p.Handoff.Coexists() {
 			continue
 		}
+		before := c.pools[p.Name]
+		if before != nil && before.id == p.Handoff.ID && reflect.DeepEqual(before.routes, p.Routes) {
+			pools[p.Name] = before
+			c.keep(before, p, others)
+			continue
+		}
 		a, err := newArcs(Spec{Pool: p.Name, Hashing: p.Hashing, From: p.Handoff.From, To: p.Handoff.To, Routes: p.Routes, OnLanes: t.OnLanes})
 		if err != nil {
 			c.log.Error("keys that move are not kept alike", "pool", p.Name, "error", err)
 			continue
 		}
-		pair := &Pair{arcs: a}
+		pair := &Pair{id: p.Handoff.ID, routes: p.Routes, arcs: a}
 		for _, name := range a.names {
-			all := slices.Concat(p.Handoff.From, p.Handoff.To)
-			shard := all[slices.IndexFunc(all, func(s mesh.Shard) bool { return s.Name == name })]
 			o := c.others[name]
 			if o == nil {
 				o = newOther(name, c.log)
 			}
-			primary, _ := shard.Primary()
-			o.move(place{primary.Address, shard.StandIn, p.Redis, p.Login})
-			others[name] = o
 			pair.others = append(pair.others, o)
 		}
 		pools[p.Name] = pair
+		c.keep(pair, p, others)
 	}
 	for name, o := range c.others {
 		if others[name] == nil {
@@ -70,6 +74,17 @@ func (c *Coexistence) Update(t *mesh.Topology) {
 		}
 	}
 	c.pools, c.others = pools, others
+}
+
+// keep says where the shards of a pair are now.
+func (c *Coexistence) keep(pair *Pair, p mesh.Pool, others map[string]*other) {
+	all := slices.Concat(p.Handoff.From, p.Handoff.To)
+	for _, o := range pair.others {
+		shard := all[slices.IndexFunc(all, func(s mesh.Shard) bool { return s.Name == o.shard })]
+		primary, _ := shard.Primary()
+		o.move(place{primary.Address, shard.StandIn, p.Redis, p.Login})
+		others[o.shard] = o
+	}
 }
 
 // Pair is the pool's; nil if agents are not to coexist.
@@ -128,8 +143,11 @@ type Removal struct {
 }
 
 // Unlink removes keys, which were written at a shard, at the other shards that own them, and returns when they are gone or are kept. A key
-// of one owner is passed over. It keeps none of the caller's memory. An error means that there are too many to keep.
-func (p *Pair) Unlink(here string, removals []Removal) error {
+// of one owner is passed over. It keeps none of the caller's memory.
+func (p *Pair) Unlink(here string, removals []Removal) {
+	if p == nil {
+		return
+	}
 	parts := map[*other][]Removal{}
 	for _, r := range removals {
 		m, moves := p.arcs.moves(r.Key)
@@ -143,24 +161,33 @@ func (p *Pair) Unlink(here string, removals []Removal) error {
 		}
 	}
 	if len(parts) == 0 {
-		return nil
+		return
 	}
 	var tickets []ticket
-	var full error
 	for o, part := range parts {
-		t, err := o.submit(part)
-		if err != nil {
-			full = err
-			continue
-		}
-		tickets = append(tickets, t)
+		tickets = append(tickets, o.submit(part))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for _, t := range tickets {
 		t.wait(ctx)
 	}
-	return full
+}
+
+// maxKept bounds the keys that wait for a shard, but for those of writes that are on their way.
+const maxKept = 200_000
+
+// Full says why no moving key may be written now.
+func (p *Pair) Full() error {
+	if p == nil {
+		return nil
+	}
+	for _, o := range p.others {
+		if o.kept() >= maxKept {
+			return fmt.Errorf("keys that move wait to be removed from shard %s, which does not answer, and there are too many", o.shard)
+		}
+	}
+	return nil
 }
 
 // place is where an other is.
@@ -187,7 +214,6 @@ type other struct {
 	late    uint64                   // of the last one that was not waited for to its end
 	done    uint64                   // all until this one are done
 	more    chan struct{}            // closed when done grows
-	full    bool                     // keys were not taken: the handoff must not go on
 }
 
 func newOther(shard string, log *slog.Logger) *other {
@@ -219,23 +245,16 @@ type ticket struct {
 	number uint64
 }
 
-// maxKept bounds the keys that wait for a shard.
-const maxKept = 200_000
-
 // submit has keys removed. A key that waits already waits once.
-func (o *other) submit(removals []Removal) (ticket, error) {
+func (o *other) submit(removals []Removal) ticket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.pending) >= maxKept {
-		o.full = true
-		return ticket{}, fmt.Errorf("shard %s, the key's other owner, does not answer, and too many keys wait for it", o.shard)
-	}
 	for _, r := range removals {
 		o.pending[string(r.Key)] = max(o.pending[string(r.Key)], r.Hold)
 	}
 	o.last++
 	o.signal()
-	return ticket{o, o.last}, nil
+	return ticket{o, o.last}
 }
 
 // wait waits until the ticket's keys are removed, or ctx ends: then they are kept.
@@ -263,10 +282,7 @@ func (t ticket) wait(ctx context.Context) {
 func (o *other) kept() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch {
-	case o.full:
-		return len(o.pending) + o.sending + 1
-	case o.done >= o.late:
+	if o.done >= o.late {
 		return 0
 	}
 	return len(o.pending) + o.sending

@@ -2,8 +2,10 @@ package lane
 
 import (
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
 )
@@ -23,6 +25,7 @@ type batch struct {
 	bursts []burst
 
 	held   bool // it has keys with a hold-off
+	moves  bool // it has keys with two owners
 	atomic bool // it must be a transaction: for the journal, a replica's sake, or because a client wants one
 }
 
@@ -40,12 +43,14 @@ type item struct {
 	opens       bool // hold-offs
 }
 
-// key is one that a command writes, of a route that other regions learn about.
+// key is one that a command writes, of a route that other regions learn about, or that moves.
 type key struct {
-	from, to int
-	removed  bool // elsewhere
-	opens    bool // a hold-off; else it may be a refill
-	holdOff  time.Duration
+	from, to   int
+	remembered bool // until a replica has the write
+	removed    bool // elsewhere
+	moves      bool // it has two owners
+	opens      bool // a hold-off; else it may be a refill
+	holdOff    time.Duration
 }
 
 // burst is how many items a connection added in a row.
@@ -65,7 +70,7 @@ func (b *batch) reset() {
 	clear(b.items) // lets connections go that have ended
 	clear(b.bursts)
 	b.raw, b.items, b.keys, b.bursts = b.raw[:len(multi)], b.items[:0], b.keys[:0], b.bursts[:0]
-	b.atomic, b.held = false, false
+	b.atomic, b.held, b.moves = false, false, false
 }
 
 func (b *batch) empty() bool { return len(b.items) == 0 }
@@ -83,6 +88,7 @@ func (b *batch) add(it item, raw []byte, keys []key) {
 		b.keys = append(b.keys, k)
 		it.journaled = it.journaled || k.removed
 		b.held = b.held || k.holdOff > 0
+		b.moves = b.moves || k.moves
 	}
 	it.keyEnd = len(b.keys)
 	b.items = append(b.items, it)
@@ -114,12 +120,15 @@ func (b *batch) removed(into [][]byte, items []item) [][]byte {
 type policy struct {
 	routes []mesh.Route // longest prefix first
 	shard  func(key []byte) string
+	here   string         // the lane's shard
+	pair   *handoff.Pair  // nil while no key moves
+	large  sync.WaitGroup // large commands that go by it
 	known  bool           // without that, nothing may pass
 	holds  []holdoff.Mark // routes with a hold-off
 }
 
-func newPolicy(v View) *policy {
-	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, known: v.Address != "" || v.StandIn != "", holds: holdoff.OfAll(v.Routes)}
+func newPolicy(shard string, v View) *policy {
+	p := &policy{routes: slices.Clone(v.Routes), shard: v.ShardOf, here: shard, pair: v.Pair, known: v.Address != "" || v.StandIn != "", holds: holdoff.OfAll(v.Routes)}
 	slices.SortFunc(p.routes, func(a, b mesh.Route) int { return len(b.Prefix) - len(a.Prefix) })
 	return p
 }

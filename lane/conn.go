@@ -200,6 +200,9 @@ func (c *conn) hold() *batch {
 		c.held = true
 		c.policy = c.s.knownPolicy()
 		e.mu.Lock()
+		if p := c.s.policy.Load(); p.known {
+			c.policy = p // what is added from now on goes by it
+		}
 		if e.pending.full() {
 			began := time.Now()
 			for e.pending.full() {
@@ -328,8 +331,9 @@ func (c *conn) touch(it *item, cmd command, i int, done effect, other bool) (ref
 	}
 	r := c.policy.route(k)
 	remembered, removed := coherent(r, done)
-	if remembered {
-		c.keys = append(c.keys, key{cmd.args[i].From, cmd.args[i].To, removed, it.opens, holdoff.Of(r)})
+	moves := done != reads && c.policy.pair.Moves(k)
+	if remembered || moves {
+		c.keys = append(c.keys, key{cmd.args[i].From, cmd.args[i].To, remembered, removed, moves, it.opens, holdoff.Of(r)})
 	}
 	if r != nil && r.Durability == mesh.DurableReplica && done != reads {
 		it.waits = true
@@ -337,21 +341,21 @@ func (c *conn) touch(it *item, cmd command, i int, done effect, other bool) (ref
 	return ""
 }
 
-// together says whether a key is on the shard of the transaction's first, or of the command's.
+// together says whether a key is on the shard of the transaction's keys before, or of the command's first.
 func (c *conn) together(cmd command, k []byte) bool {
 	if c.policy.shard == nil {
 		return true
 	}
-	here := c.policy.shard(k)
 	if c.tx == nil {
 		s := specs[string(cmd.name(new([24]byte)))]
 		from, _, _, _ := s.keys(cmd)
-		return here == c.policy.shard(cmd.arg(from))
+		return c.policy.together(c.policy.homes(cmd.arg(from)).with(c.policy.homes(k)))
 	}
-	if c.tx.shard == "" {
-		c.tx.shard = here
+	if c.tx.homes == nil {
+		c.tx.homes = c.policy.homes(k)
 	}
-	return here == c.tx.shard
+	c.tx.homes = c.tx.homes.with(c.policy.homes(k))
+	return c.policy.together(c.tx.homes)
 }
 
 // wrong answers with an error, which also spoils a transaction.
@@ -370,7 +374,7 @@ type transaction struct {
 	it      item
 	raw     []byte
 	keys    []key
-	shard   string // of its keys
+	homes   homes // of its keys
 	spoiled bool
 }
 

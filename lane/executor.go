@@ -25,9 +25,12 @@ type executor struct {
 	space   *sync.Cond // pending has room
 	pending *batch
 	spare   *batch
-	busy    bool // something is at the shard
-	tick    bool // it is time to keep the house
-	due     bool // hold-offs may be over
+	busy    bool       // something is at the shard
+	number  uint64     // of pending
+	done    uint64     // of the last batch that was answered
+	quiet   *sync.Cond // nothing is at the shard
+	tick    bool       // it is time to keep the house
+	due     bool       // hold-offs may be over
 	closing bool
 
 	// What follows belongs to whoever is at the shard.
@@ -39,13 +42,14 @@ type executor struct {
 	lost  [][]byte
 	spans []span
 	held  held
+	whole bool // replies are kept until the batch is done
 }
 
 type span struct{ from, to int }
 
 func newExecutor(s *Server, resp3 bool) *executor {
-	e := &executor{s: s, resp3: resp3, pending: newBatch(), spare: newBatch()}
-	e.work, e.space = sync.NewCond(&e.mu), sync.NewCond(&e.mu)
+	e := &executor{s: s, resp3: resp3, pending: newBatch(), spare: newBatch(), number: 1}
+	e.work, e.space, e.quiet = sync.NewCond(&e.mu), sync.NewCond(&e.mu), sync.NewCond(&e.mu)
 	e.held.alarm = newAlarm(e)
 	return e
 }
@@ -86,14 +90,17 @@ func (e *executor) carryPending() {
 	if b := e.pending; !b.empty() {
 		e.busy = true
 		e.pending = e.spare
+		e.number++
 		e.space.Broadcast()
 		e.mu.Unlock()
 		e.serve(b)
 		b.reset()
 		e.mu.Lock()
 		e.spare = b
+		e.done++
 	}
 	e.busy = false
+	e.quiet.Broadcast()
 	if e.needed() {
 		e.work.Signal()
 	}
@@ -118,7 +125,11 @@ func later(a, b time.Time) time.Time {
 
 // serve answers a batch.
 func (e *executor) serve(b *batch) {
+	began := false
 	defer func() {
+		if began && b.moves {
+			e.elsewhere(b)
+		}
 		for _, u := range b.bursts {
 			u.conn.finish(u.items)
 		}
@@ -129,9 +140,14 @@ func (e *executor) serve(b *batch) {
 		return
 	}
 	deadline := later(b.since.Add(e.s.config.Timeout), time.Now().Add(atLeast))
+	e.whole = b.moves
+	if b.moves {
+		e.refuseMoving(b)
+	}
 	for {
 		up, err := e.connect(deadline)
 		if errors.Is(err, errNull) {
+			began = true
 			e.s.answerNull(b)
 			return
 		}
@@ -140,8 +156,11 @@ func (e *executor) serve(b *batch) {
 			return
 		}
 		for _, k := range b.keys {
-			e.tail.add(b.raw[k.from:k.to], k.removed)
+			if k.remembered {
+				e.tail.add(b.raw[k.from:k.to], k.removed)
+			}
 		}
+		began = true
 		err = e.carry(up, b, deadline)
 		if err == nil {
 			e.s.batches.Add(1)
@@ -223,7 +242,7 @@ func (e *executor) connect(deadline time.Time) (*upstream, error) {
 			continue
 		}
 		if e.up != nil {
-			if e.up.id.address == t.Address && e.up.id.epoch == t.Epoch && e.up.alive() {
+			if e.up.id.address == t.Address && e.up.id.epoch == t.Epoch && e.up.login == t.Login && e.up.alive() {
 				return e.up, nil
 			}
 			e.disconnect()
@@ -511,6 +530,9 @@ func (e *executor) answer(up *upstream, it *item) error {
 	c := it.conn
 	start := len(c.out)
 	to := sink{conn: c, b: &c.out}
+	if e.whole {
+		to = sink{b: &c.out, limit: maxKept}
+	}
 	if err := e.results(up, it, &to); err != nil {
 		// Half a reply must not be followed by another.
 		if to.sent {

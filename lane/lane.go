@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 )
 
@@ -44,6 +45,10 @@ type View struct {
 	Routes  []mesh.Route // of the pool
 	// ShardOf names the shard that has a key, "" for none. Keys of a transaction or a script must have one in common. Without it they are not checked.
 	ShardOf func(key []byte) string
+	// Pair knows the keys that move, which are removed at their other owner before a write of them is answered; nil while none moves.
+	Pair *handoff.Pair
+	// Login is that of the lane's connections to the shard. A shard may want a later one.
+	Login uint64
 }
 
 // Gap is what a journal lacks. Other regions may have stale values of the keys, or if there are none, of any of the shard's.
@@ -94,6 +99,7 @@ type Server struct {
 	began     time.Time
 	clock     atomic.Int64  // Redis's when the Server began, in nanoseconds since 1970
 	streams   chan struct{} // a token for each large value that may be on its way
+	unsettled atomic.Int64
 	running   sync.WaitGroup
 	serving   sync.WaitGroup // executors
 	ended     chan struct{}
@@ -125,7 +131,7 @@ func New(c Config, v View) *Server {
 	}
 	s := &Server{config: c, began: time.Now(), conns: map[*conn]bool{}, empty: make(chan struct{}), ended: make(chan struct{}), streams: make(chan struct{}, 2)}
 	s.target.Store(&target{View: v, changed: make(chan struct{})})
-	s.policy.Store(newPolicy(v))
+	s.policy.Store(newPolicy(c.Shard, v))
 	for i := range s.executors {
 		s.executors[i] = newExecutor(s, i == 1)
 		s.serving.Go(s.executors[i].run)
@@ -136,10 +142,15 @@ func New(c Config, v View) *Server {
 
 // Update says what is true of the shard from now on. Batches that are on their way end as they began.
 func (s *Server) Update(v View) {
-	s.policy.Store(newPolicy(v))
+	s.mu.Lock()
 	before := s.target.Swap(&target{View: v, changed: make(chan struct{})})
+	policy := s.policy.Swap(newPolicy(s.config.Shard, v))
+	s.mu.Unlock()
 	close(before.changed)
 	s.wake()
+	if before.Login != v.Login || before.Pair != v.Pair {
+		s.settle(policy)
+	}
 }
 
 // wake has the executors keep the house.

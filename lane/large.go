@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/resp"
@@ -68,6 +69,8 @@ func (c *conn) large() error {
 // carryLarge passes a large command on and its reply back. A refusal means that nothing took effect.
 func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err error) {
 	deadline := time.Now().Add(c.s.config.Timeout)
+	c.policy = c.s.goBy()
+	defer c.policy.large.Done()
 	up, err := c.s.connectLarge(c.resp3, deadline)
 	if errors.Is(err, errNull) {
 		return string(noNode[1 : len(noNode)-2]), nil
@@ -76,7 +79,6 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 		return "ERR the shard's lane reaches no primary: " + err.Error() + "; nothing was written", nil
 	}
 	defer up.net.Close()
-	c.policy = c.s.knownPolicy()
 	done := s.effect
 	if done == scripted || done == prunes || done == expires || done == expiresAt {
 		done = removes
@@ -84,6 +86,12 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	r := c.policy.route(k)
 	remembered, removed := coherent(r, done)
 	waits := r != nil && r.Durability == mesh.DurableReplica && done != reads
+	moves := done != reads && c.policy.pair.Moves(k)
+	if moves {
+		if err := c.policy.pair.Full(); err != nil {
+			return "ERR " + err.Error() + "; nothing was written", nil
+		}
+	}
 	if remembered {
 		c.executor.tail.add(k, removed)
 	}
@@ -117,7 +125,10 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	}
 	_, err = to.Write(out)
 	if err == nil {
-		err = c.answerLarge(up, k, !note.Empty(), removed, waits)
+		err = c.answerLarge(up, k, !note.Empty(), removed, waits, moves)
+	}
+	if moves {
+		c.policy.pair.Unlink(c.s.config.Shard, []handoff.Removal{{Key: k}})
 	}
 	if err != nil {
 		if errors.Is(err, net.ErrClosed) {
@@ -132,7 +143,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	return "", nil
 }
 
-func (c *conn) answerLarge(up *upstream, k []byte, noted, removed, waits bool) error {
+func (c *conn) answerLarge(up *upstream, k []byte, noted, removed, waits, moves bool) error {
 	if err := up.net.SetReadDeadline(time.Now().Add(progress)); err != nil {
 		return err
 	}
@@ -159,7 +170,7 @@ func (c *conn) answerLarge(up *upstream, k []byte, noted, removed, waits bool) e
 	}
 	start := len(c.out)
 	to := sink{conn: c, b: &c.out}
-	if waits {
+	if waits || moves {
 		to = sink{b: &c.out, limit: maxKept}
 	}
 	if err := up.forward(&to, 0); err != nil {

@@ -36,6 +36,7 @@ type upstream struct {
 	raw     syscall.RawConn // nil with TLS
 	r       *bufio.Reader
 	id      identity
+	login   uint64
 	journal string // the key
 	used    time.Time
 }
@@ -52,7 +53,7 @@ func (s *Server) dial(t *View, resp3 bool, deadline time.Time) (*upstream, error
 	if err != nil {
 		return nil, err
 	}
-	up := &upstream{net: conn, r: bufio.NewReaderSize(steady{conn}, 64<<10), journal: JournalKey(t.Epoch), used: time.Now()}
+	up := &upstream{net: conn, r: bufio.NewReaderSize(steady{conn}, 64<<10), login: t.Login, journal: JournalKey(t.Epoch), used: time.Now()}
 	if plain, ok := conn.(*net.TCPConn); ok {
 		if up.raw, err = plain.SyscallConn(); err != nil {
 			conn.Close()
@@ -83,6 +84,9 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 		}
 		out = appendCommand(out, login...)
 	}
+	// Who is fenced is found by this name, so it comes before what is asked.
+	out = appendCommand(out, "CLIENT", "SETNAME", node.LoginName(t.Login))
+	out = appendCommand(out, "GET", node.LoginKey)
 	out = appendCommand(out, "INFO", "server")
 	out = appendCommand(out, "ROLE")
 	out = appendCommand(out, "GET", node.EpochKey)
@@ -108,6 +112,13 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 		if v, err := up.value(0); err != nil || v != "OK" {
 			return fmt.Errorf("it refuses the login: %v %w", v, err)
 		}
+	}
+	if _, err := up.text(); err != nil {
+		return err
+	}
+	least, err := up.text()
+	if err != nil {
+		return err
 	}
 	info, err := up.text()
 	if err != nil {
@@ -151,6 +162,9 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 	}
 	if len(parts) == 0 || parts[0] != "master" {
 		return fmt.Errorf("%w: this node is none", errNotYet)
+	}
+	if err := node.Fenced(t.Login, least); err != nil {
+		return err
 	}
 	if n, err := strconv.ParseUint(epoch, 10, 64); err == nil && n > t.Epoch {
 		return fmt.Errorf("%w: the node is of epoch %d already, and this is %d", errNotYet, n, t.Epoch)
