@@ -24,9 +24,9 @@ const (
 	bytesAtOnce = 64 << 10
 	// shardTimeout bounds what a shard takes for that.
 	shardTimeout = time.Second
-	// fresh is how old a value may be when it is loaded, on a route whose removals leave no marks. Where they do, it is half of the time
+	// fresh is how old a value may be when it is loaded, on a route whose removals leave no marks. Where they do, it is three quarters of the time
 	// for which those stay.
-	fresh = 2 * time.Second
+	fresh = 10 * time.Second
 )
 
 // hands put a chunk's values into shards. One goroutine uses them at a time.
@@ -168,7 +168,7 @@ func (s *hand) connect(ctx context.Context) {
 // limit is how old the value of a key may be.
 func limit(m *place.Map, key []byte) time.Duration {
 	if _, route := m.Find(key); holdoff.Of(route) > 0 {
-		return min(fresh, holdoff.Of(route)/2)
+		return min(fresh, holdoff.Of(route)*3/4)
 	}
 	return fresh
 }

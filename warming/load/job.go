@@ -33,7 +33,8 @@ type job struct {
 	loader *Loader
 	r      warming.Run
 	queue  *queue.Queue
-	pace   pace
+	pace   pace          // of keys that are loaded
+	origin pace          // of keys that an origin is asked for
 	slots  chan *hands   // of who works on no chunk
 	more   chan struct{} // there may be something to claim
 	log    *slog.Logger
@@ -46,7 +47,7 @@ type job struct {
 func newJob(l *Loader, r warming.Run) *job {
 	j := &job{loader: l, r: r, queue: queue.New(r.Pool, r.ID, l.at.Load), slots: make(chan *hands, r.Budget.Concurrency), more: make(chan struct{}, 1), working: map[string]context.CancelFunc{},
 		log: l.config.Log.With("run", r.ID)}
-	j.pace.rate = float64(r.Budget.KeysPerSecond)
+	j.pace.rate, j.origin.rate = float64(r.Budget.KeysPerSecond), float64(r.Budget.OriginPerSecond)
 	for range r.Budget.Concurrency {
 		j.slots <- &hands{job: j, shards: map[string]*hand{}}
 	}
@@ -245,7 +246,17 @@ func (j *job) chunk(ctx context.Context, from source.Source, h *hands, c *queue.
 	if err != nil {
 		return err
 	}
-	ends, err := j.queue.Listed(ctx, c, page.Next, page.Keys)
+	named := page.Named
+	if len(named) > 0 {
+		ahead, err := j.queue.Ahead(ctx)
+		if err != nil {
+			return err
+		}
+		if ahead {
+			named = nil // this agent loads them
+		}
+	}
+	ends, queued, err := j.queue.Listed(ctx, c, &j.r, page.Next, page.Keys, named)
 	if err != nil {
 		return err
 	}
@@ -254,7 +265,7 @@ func (j *job) chunk(ctx context.Context, from source.Source, h *hands, c *queue.
 	default:
 	}
 	if slices.Equal(ends, page.Next) {
-		return j.page(ctx, from, h, page, o)
+		return j.page(ctx, from, h, page, queued, o)
 	}
 	// Another agent, which is gone, has found that the chunk ends elsewhere, and what follows is somebody's already.
 	until := ""
@@ -265,7 +276,7 @@ func (j *job) chunk(ctx context.Context, from source.Source, h *hands, c *queue.
 		if page, err = j.list(ctx, from, cursor, until); err != nil {
 			return err
 		}
-		if err := j.page(ctx, from, h, page, o); err != nil {
+		if err := j.page(ctx, from, h, page, queued, o); err != nil {
 			return err
 		}
 		if len(page.Next) == 0 || page.Next[0] == until || page.Next[0] == cursor {
@@ -314,12 +325,16 @@ func (j *job) ask(ctx context.Context, giveUp int, f func() error) error {
 	}
 }
 
-// page loads what a page has, and what it says is to be fetched.
-func (j *job) page(ctx context.Context, from source.Source, h *hands, p source.Page, o *outcome) error {
+// page loads what a page has, and what it says is to be fetched, but for keys that are queued.
+func (j *job) page(ctx context.Context, from source.Source, h *hands, p source.Page, queued bool, o *outcome) error {
 	if err := j.batch(ctx, h, &p.Batch, o); err != nil {
 		return err
 	}
-	for keys := range slices.Chunk(p.Later, queue.ChunkKeys) {
+	keys := p.Later
+	if !queued {
+		keys = append(keys, p.Named...)
+	}
+	for keys := range slices.Chunk(keys, queue.OriginKeys) {
 		if err := j.fetch(ctx, from, h, keys, o); err != nil {
 			return err
 		}
@@ -341,6 +356,9 @@ func (j *job) fetch(ctx context.Context, from source.Source, h *hands, keys [][]
 		giveUp = triesOrigin
 	}
 	for n := 1; len(keys) > 0; n++ {
+		if queue.Origin(&j.r) {
+			j.origin.wait(ctx, len(keys))
+		}
 		var b source.Batch
 		err := j.ask(ctx, giveUp, func() (err error) {
 			b, err = from.Fetch(ctx, keys)

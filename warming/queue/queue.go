@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -125,18 +126,12 @@ func (q *Queue) Create(ctx context.Context, r *warming.Run, keys []string) error
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	size := ChunkKeys
-	if Origin(r) {
-		size = OriginKeys
-	}
 	args := []any{keep.Milliseconds(), string(warming.Running), strconv.Itoa(len(keys))}
 	if !r.Keys.Named {
 		args = append(args, "c", "")
 	}
-	for len(keys) > 0 {
-		n := min(size, len(keys))
-		args = append(args, "k", packKeys(keys[:n]))
-		keys = keys[n:]
+	for part := range slices.Chunk(keys, chunkSize(r)) {
+		args = append(args, "k", packKeys(part))
 	}
 	_, err := q.run(ctx, createScript, args...)
 	return err
@@ -236,14 +231,40 @@ func (q *Queue) Release(ctx context.Context, agent, id string) error {
 	return err
 }
 
-// Listed says where listing goes on after a chunk; without next, nowhere. It returns what was said of the chunk first, maybe by an agent that is gone:
-// that is what counts, and the chunk ends where that begins.
-func (q *Queue) Listed(ctx context.Context, c *Chunk, next []string, total uint64) ([]string, error) {
-	args := []any{c.ID, total}
+// Ahead says whether there is so much to be claimed that no more should become chunks now.
+func (q *Queue) Ahead(ctx context.Context) (bool, error) {
+	client, err := q.connect()
+	if err != nil {
+		return false, err
+	}
+	n, err := client.XLen(ctx, q.key+":chunks").Result()
+	return n > maxAhead, err
+}
+
+const maxAhead = 100
+
+// Listed says where listing goes on after a chunk; without next, nowhere. Keys that it named become chunks. It returns what was said of the
+// chunk first, maybe by an agent that is gone: that is what counts, and the chunk ends where that begins. queued says that its keys are chunks.
+func (q *Queue) Listed(ctx context.Context, c *Chunk, r *warming.Run, next []string, total uint64, named [][]byte) (ends []string, queued bool, err error) {
+	args := []any{c.ID, total, len(next)}
 	for _, n := range next {
 		args = append(args, n)
 	}
-	return q.run(ctx, listedScript, args...)
+	for keys := range slices.Chunk(named, chunkSize(r)) {
+		args = append(args, packKeys(keys))
+	}
+	reply, err := q.run(ctx, listedScript, args...)
+	if err != nil || len(reply) == 0 {
+		return nil, false, gone(err)
+	}
+	return reply[1:], reply[0] == "1", nil
+}
+
+func chunkSize(r *warming.Run) int {
+	if Origin(r) {
+		return OriginKeys
+	}
+	return ChunkKeys
 }
 
 // Sample is a key that was loaded, for Look.
@@ -346,7 +367,7 @@ func (q *Queue) Progress(ctx context.Context) (Progress, error) {
 	return p, nil
 }
 
-func packKeys(keys []string) string {
+func packKeys[T string | []byte](keys []T) string {
 	var b []byte
 	for _, k := range keys {
 		b = append(binary.AppendUvarint(b, uint64(len(k))), k...)

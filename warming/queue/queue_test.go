@@ -155,7 +155,7 @@ func TestListingGoesOnOnce(t *testing.T) {
 	}
 	listed := func(c *Chunk, next ...string) []string {
 		t.Helper()
-		got, err := q.Listed(t.Context(), c, next, 1000)
+		got, _, err := q.Listed(t.Context(), c, r, next, 1000, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +173,7 @@ func TestListingGoesOnOnce(t *testing.T) {
 		t.Fatalf("chunks %+v and %+v", x, y)
 	}
 	done(t, q, first, r, warming.Counts{Loaded: 1})
-	if _, err := q.Listed(t.Context(), first, []string{"z 0"}, 0); err == nil {
+	if _, _, err := q.Listed(t.Context(), first, r, []string{"z 0"}, 0, nil); err == nil {
 		t.Error("listing went on after a chunk that is done")
 	}
 	listed(x)

@@ -89,19 +89,24 @@ var releaseScript = redis.NewScript(must + mine + `
 if mine(ARGV[1], ARGV[2]) then redis.call('XCLAIM', KEYS[2], 'agents', ARGV[1], 0, ARGV[2], 'IDLE', 86400000, 'JUSTID') end
 return {}`)
 
-// listedScript takes a chunk, an estimate of all keys or 0, and the cursors from which listing goes on.
+// listedScript takes a chunk, an estimate of all keys or 0, how many cursors there are from which listing goes on, these, and packed keys.
 var listedScript = redis.NewScript(must + mine + `
 local field = 'end:' .. ARGV[1]
 local before = redis.call('HGET', KEYS[1], field)
 if before then return cmsgpack.unpack(before) end
 if not mine(nil, ARGV[1]) then return redis.error_reply('LOST the chunk was ended by another agent') end
-local next = {}
-for i = 3, #ARGV do
-  next[#next + 1] = ARGV[i]
-  redis.call('XADD', KEYS[2], '*', 'c', ARGV[i])
+local next, cursors = {'0'}, tonumber(ARGV[3])
+if #ARGV > 3 + cursors then next[1] = '1' end
+for i = 4, #ARGV do
+  if i < 4 + cursors then
+    next[#next + 1] = ARGV[i]
+    redis.call('XADD', KEYS[2], '*', 'c', ARGV[i])
+  else
+    redis.call('XADD', KEYS[2], '*', 'k', ARGV[i])
+  end
 end
 redis.call('HSET', KEYS[1], field, cmsgpack.pack(next))
-redis.call('HINCRBY', KEYS[1], 'listing', #next - 1)
+redis.call('HINCRBY', KEYS[1], 'listing', cursors - 1)
 if tonumber(ARGV[2]) > 0 then redis.call('HSET', KEYS[1], 'total', ARGV[2]) end
 return next`)
 

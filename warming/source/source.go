@@ -7,7 +7,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -37,8 +36,9 @@ type Batch struct {
 // Page is a part of a list.
 type Page struct {
 	Batch
-	Next []string // cursors from which the list goes on; none is that it is over
-	Keys uint64   // an estimate of all keys of the list; 0 is none
+	Named [][]byte // keys without values, which whoever likes may fetch
+	Next  []string // cursors from which the list goes on; none is that it is over
+	Keys  uint64   // an estimate of all keys of the list; 0 is none
 }
 
 // Source tells values. Several goroutines may use it.
@@ -71,19 +71,20 @@ func New(c Config, r *warming.Run) (Source, error) {
 	switch from := r.Source; {
 	case from.Region != "":
 		s = &sibling{config: c, region: from.Region, pool: r.Pool, prefix: prefix, conns: map[string]*grpc.ClientConn{}}
+	case from.Loader != nil:
+		s = newLoader(from.Loader.URL, from.Loader.TokenFile, r.Region, r.Keys.Prefix)
+	case from.SQL != nil:
+		return newDatabase(from.SQL, r.Keys.Prefix)
+	case from.File != "":
+		return &file{from.File, prefix}, nil
 	default:
-		return nil, errors.New("the run has no source that this version knows: use one version everywhere")
+		return nil, errors.New("the run has a source that this version does not know: upgrade this agent")
+	}
+	switch {
+	case r.Keys.File != "":
+		s = &keyFile{s, r.Keys.File, prefix}
+	case r.Keys.Hour != nil:
+		s = &hour{s, c.At, r.Pool, WorkingSet(*r.Keys.Hour), prefix}
 	}
 	return s, nil
-}
-
-// keysOf is a page of keys without values.
-func keysOf(keys [][]byte, prefix []byte) Page {
-	var p Page
-	for _, k := range keys {
-		if bytes.HasPrefix(k, prefix) {
-			p.Later = append(p.Later, k)
-		}
-	}
-	return p
 }
