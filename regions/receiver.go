@@ -35,6 +35,7 @@ type Receiver struct {
 	log       *slog.Logger
 	fencing   chan struct{} // a token for each fence that may be carried out now
 	values    *values
+	hear      func(events [][]byte) // nil takes none
 }
 
 // NewReceiver has the applier do what other regions want. authorise may be nil.

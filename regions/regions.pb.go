@@ -24,6 +24,94 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Events struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	Events        [][]byte               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // of the application, each one JSON object; at most 32, of at most 8 KiB each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Events) Reset() {
+	*x = Events{}
+	mi := &file_regions_regions_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Events) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Events) ProtoMessage() {}
+
+func (x *Events) ProtoReflect() protoreflect.Message {
+	mi := &file_regions_regions_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Events.ProtoReflect.Descriptor instead.
+func (*Events) Descriptor() ([]byte, []int) {
+	return file_regions_regions_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Events) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *Events) GetEvents() [][]byte {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type Told struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Told) Reset() {
+	*x = Told{}
+	mi := &file_regions_regions_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Told) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Told) ProtoMessage() {}
+
+func (x *Told) ProtoReflect() protoreflect.Message {
+	mi := &file_regions_regions_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Told.ProtoReflect.Descriptor instead.
+func (*Told) Descriptor() ([]byte, []int) {
+	return file_regions_regions_proto_rawDescGZIP(), []int{1}
+}
+
 type Batch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`                // in the first batch, and in no other
@@ -37,7 +125,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_regions_regions_proto_msgTypes[0]
+	mi := &file_regions_regions_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +137,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[0]
+	mi := &file_regions_regions_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +150,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{0}
+	return file_regions_regions_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Batch) GetHello() *Hello {
@@ -114,7 +202,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_regions_regions_proto_msgTypes[1]
+	mi := &file_regions_regions_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -126,7 +214,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[1]
+	mi := &file_regions_regions_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -139,7 +227,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{1}
+	return file_regions_regions_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetRegion() string {
@@ -197,7 +285,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_regions_regions_proto_msgTypes[2]
+	mi := &file_regions_regions_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -209,7 +297,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[2]
+	mi := &file_regions_regions_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -222,7 +310,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{2}
+	return file_regions_regions_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Fence) GetIds() []string {
@@ -266,7 +354,7 @@ type Ring struct {
 
 func (x *Ring) Reset() {
 	*x = Ring{}
-	mi := &file_regions_regions_proto_msgTypes[3]
+	mi := &file_regions_regions_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +366,7 @@ func (x *Ring) String() string {
 func (*Ring) ProtoMessage() {}
 
 func (x *Ring) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[3]
+	mi := &file_regions_regions_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +379,7 @@ func (x *Ring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ring.ProtoReflect.Descriptor instead.
 func (*Ring) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{3}
+	return file_regions_regions_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Ring) GetAlgorithm() string {
@@ -332,7 +420,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_regions_regions_proto_msgTypes[4]
+	mi := &file_regions_regions_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +432,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[4]
+	mi := &file_regions_regions_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +445,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{4}
+	return file_regions_regions_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Host) GetName() string {
@@ -385,7 +473,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_regions_regions_proto_msgTypes[5]
+	mi := &file_regions_regions_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +485,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[5]
+	mi := &file_regions_regions_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +498,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{5}
+	return file_regions_regions_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Ack) GetApplied() uint64 {
@@ -446,7 +534,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_regions_regions_proto_msgTypes[6]
+	mi := &file_regions_regions_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +546,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[6]
+	mi := &file_regions_regions_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +559,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{6}
+	return file_regions_regions_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRequest) GetHello() *Hello {
@@ -512,7 +600,7 @@ type FetchRequest struct {
 
 func (x *FetchRequest) Reset() {
 	*x = FetchRequest{}
-	mi := &file_regions_regions_proto_msgTypes[7]
+	mi := &file_regions_regions_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +612,7 @@ func (x *FetchRequest) String() string {
 func (*FetchRequest) ProtoMessage() {}
 
 func (x *FetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[7]
+	mi := &file_regions_regions_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +625,7 @@ func (x *FetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
 func (*FetchRequest) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{7}
+	return file_regions_regions_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FetchRequest) GetHello() *Hello {
@@ -565,7 +653,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_regions_regions_proto_msgTypes[8]
+	mi := &file_regions_regions_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +665,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_regions_regions_proto_msgTypes[8]
+	mi := &file_regions_regions_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +678,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_regions_regions_proto_rawDescGZIP(), []int{8}
+	return file_regions_regions_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Page) GetItems() []byte {
@@ -618,7 +706,11 @@ var File_regions_regions_proto protoreflect.FileDescriptor
 
 const file_regions_regions_proto_rawDesc = "" +
 	"\n" +
-	"\x15regions/regions.proto\x12\x11cachemesh.regions\"\xc5\x01\n" +
+	"\x15regions/regions.proto\x12\x11cachemesh.regions\"P\n" +
+	"\x06Events\x12.\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x16\n" +
+	"\x06events\x18\x02 \x03(\fR\x06events\"\x06\n" +
+	"\x04Told\"\xc5\x01\n" +
 	"\x05Batch\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
@@ -661,11 +753,12 @@ const file_regions_regions_proto_rawDesc = "" +
 	"\x04Page\x12\x14\n" +
 	"\x05items\x18\x01 \x01(\fR\x05items\x12\x12\n" +
 	"\x04next\x18\x02 \x03(\tR\x04next\x12\x12\n" +
-	"\x04keys\x18\x03 \x01(\x04R\x04keys2\xcb\x01\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys2\x87\x02\n" +
 	"\x04Link\x12?\n" +
 	"\aDeliver\x12\x18.cachemesh.regions.Batch\x1a\x16.cachemesh.regions.Ack(\x010\x01\x12?\n" +
 	"\x04List\x12\x1e.cachemesh.regions.ListRequest\x1a\x17.cachemesh.regions.Page\x12A\n" +
-	"\x05Fetch\x12\x1f.cachemesh.regions.FetchRequest\x1a\x17.cachemesh.regions.PageB(Z&github.com/cachemesh/cachemesh/regionsb\x06proto3"
+	"\x05Fetch\x12\x1f.cachemesh.regions.FetchRequest\x1a\x17.cachemesh.regions.Page\x12:\n" +
+	"\x04Tell\x12\x19.cachemesh.regions.Events\x1a\x17.cachemesh.regions.ToldB(Z&github.com/cachemesh/cachemesh/regionsb\x06proto3"
 
 var (
 	file_regions_regions_proto_rawDescOnce sync.Once
@@ -679,36 +772,41 @@ func file_regions_regions_proto_rawDescGZIP() []byte {
 	return file_regions_regions_proto_rawDescData
 }
 
-var file_regions_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_regions_regions_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_regions_regions_proto_goTypes = []any{
-	(*Batch)(nil),        // 0: cachemesh.regions.Batch
-	(*Hello)(nil),        // 1: cachemesh.regions.Hello
-	(*Fence)(nil),        // 2: cachemesh.regions.Fence
-	(*Ring)(nil),         // 3: cachemesh.regions.Ring
-	(*Host)(nil),         // 4: cachemesh.regions.Host
-	(*Ack)(nil),          // 5: cachemesh.regions.Ack
-	(*ListRequest)(nil),  // 6: cachemesh.regions.ListRequest
-	(*FetchRequest)(nil), // 7: cachemesh.regions.FetchRequest
-	(*Page)(nil),         // 8: cachemesh.regions.Page
+	(*Events)(nil),       // 0: cachemesh.regions.Events
+	(*Told)(nil),         // 1: cachemesh.regions.Told
+	(*Batch)(nil),        // 2: cachemesh.regions.Batch
+	(*Hello)(nil),        // 3: cachemesh.regions.Hello
+	(*Fence)(nil),        // 4: cachemesh.regions.Fence
+	(*Ring)(nil),         // 5: cachemesh.regions.Ring
+	(*Host)(nil),         // 6: cachemesh.regions.Host
+	(*Ack)(nil),          // 7: cachemesh.regions.Ack
+	(*ListRequest)(nil),  // 8: cachemesh.regions.ListRequest
+	(*FetchRequest)(nil), // 9: cachemesh.regions.FetchRequest
+	(*Page)(nil),         // 10: cachemesh.regions.Page
 }
 var file_regions_regions_proto_depIdxs = []int32{
-	1, // 0: cachemesh.regions.Batch.hello:type_name -> cachemesh.regions.Hello
-	2, // 1: cachemesh.regions.Batch.fences:type_name -> cachemesh.regions.Fence
-	3, // 2: cachemesh.regions.Fence.ring:type_name -> cachemesh.regions.Ring
-	4, // 3: cachemesh.regions.Ring.hosts:type_name -> cachemesh.regions.Host
-	1, // 4: cachemesh.regions.ListRequest.hello:type_name -> cachemesh.regions.Hello
-	1, // 5: cachemesh.regions.FetchRequest.hello:type_name -> cachemesh.regions.Hello
-	0, // 6: cachemesh.regions.Link.Deliver:input_type -> cachemesh.regions.Batch
-	6, // 7: cachemesh.regions.Link.List:input_type -> cachemesh.regions.ListRequest
-	7, // 8: cachemesh.regions.Link.Fetch:input_type -> cachemesh.regions.FetchRequest
-	5, // 9: cachemesh.regions.Link.Deliver:output_type -> cachemesh.regions.Ack
-	8, // 10: cachemesh.regions.Link.List:output_type -> cachemesh.regions.Page
-	8, // 11: cachemesh.regions.Link.Fetch:output_type -> cachemesh.regions.Page
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3,  // 0: cachemesh.regions.Events.hello:type_name -> cachemesh.regions.Hello
+	3,  // 1: cachemesh.regions.Batch.hello:type_name -> cachemesh.regions.Hello
+	4,  // 2: cachemesh.regions.Batch.fences:type_name -> cachemesh.regions.Fence
+	5,  // 3: cachemesh.regions.Fence.ring:type_name -> cachemesh.regions.Ring
+	6,  // 4: cachemesh.regions.Ring.hosts:type_name -> cachemesh.regions.Host
+	3,  // 5: cachemesh.regions.ListRequest.hello:type_name -> cachemesh.regions.Hello
+	3,  // 6: cachemesh.regions.FetchRequest.hello:type_name -> cachemesh.regions.Hello
+	2,  // 7: cachemesh.regions.Link.Deliver:input_type -> cachemesh.regions.Batch
+	8,  // 8: cachemesh.regions.Link.List:input_type -> cachemesh.regions.ListRequest
+	9,  // 9: cachemesh.regions.Link.Fetch:input_type -> cachemesh.regions.FetchRequest
+	0,  // 10: cachemesh.regions.Link.Tell:input_type -> cachemesh.regions.Events
+	7,  // 11: cachemesh.regions.Link.Deliver:output_type -> cachemesh.regions.Ack
+	10, // 12: cachemesh.regions.Link.List:output_type -> cachemesh.regions.Page
+	10, // 13: cachemesh.regions.Link.Fetch:output_type -> cachemesh.regions.Page
+	1,  // 14: cachemesh.regions.Link.Tell:output_type -> cachemesh.regions.Told
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_regions_regions_proto_init() }
@@ -716,14 +814,14 @@ func file_regions_regions_proto_init() {
 	if File_regions_regions_proto != nil {
 		return
 	}
-	file_regions_regions_proto_msgTypes[2].OneofWrappers = []any{}
+	file_regions_regions_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_regions_regions_proto_rawDesc), len(file_regions_regions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	Link_Deliver_FullMethodName = "/cachemesh.regions.Link/Deliver"
 	Link_List_FullMethodName    = "/cachemesh.regions.Link/List"
 	Link_Fetch_FullMethodName   = "/cachemesh.regions.Link/Fetch"
+	Link_Tell_FullMethodName    = "/cachemesh.regions.Link/Tell"
 )
 
 // LinkClient is the client API for Link service.
@@ -40,6 +41,8 @@ type LinkClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*Page, error)
 	// Fetch tells what it has cached under keys.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*Page, error)
+	// Tell passes on events that the application told an agent of another region. They are taken in, or the call fails and nothing of it is.
+	Tell(ctx context.Context, in *Events, opts ...grpc.CallOption) (*Told, error)
 }
 
 type linkClient struct {
@@ -83,6 +86,16 @@ func (c *linkClient) Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *linkClient) Tell(ctx context.Context, in *Events, opts ...grpc.CallOption) (*Told, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Told)
+	err := c.cc.Invoke(ctx, Link_Tell_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // LinkServer is the server API for Link service.
 // All implementations must embed UnimplementedLinkServer
 // for forward compatibility.
@@ -96,6 +109,8 @@ type LinkServer interface {
 	List(context.Context, *ListRequest) (*Page, error)
 	// Fetch tells what it has cached under keys.
 	Fetch(context.Context, *FetchRequest) (*Page, error)
+	// Tell passes on events that the application told an agent of another region. They are taken in, or the call fails and nothing of it is.
+	Tell(context.Context, *Events) (*Told, error)
 	mustEmbedUnimplementedLinkServer()
 }
 
@@ -114,6 +129,9 @@ func (UnimplementedLinkServer) List(context.Context, *ListRequest) (*Page, error
 }
 func (UnimplementedLinkServer) Fetch(context.Context, *FetchRequest) (*Page, error) {
 	return nil, status.Error(codes.Unimplemented, "method Fetch not implemented")
+}
+func (UnimplementedLinkServer) Tell(context.Context, *Events) (*Told, error) {
+	return nil, status.Error(codes.Unimplemented, "method Tell not implemented")
 }
 func (UnimplementedLinkServer) mustEmbedUnimplementedLinkServer() {}
 func (UnimplementedLinkServer) testEmbeddedByValue()              {}
@@ -179,6 +197,24 @@ func _Link_Fetch_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Link_Tell_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Events)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LinkServer).Tell(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Link_Tell_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LinkServer).Tell(ctx, req.(*Events))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Link_ServiceDesc is the grpc.ServiceDesc for Link service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -193,6 +229,10 @@ var Link_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Fetch",
 			Handler:    _Link_Fetch_Handler,
+		},
+		{
+			MethodName: "Tell",
+			Handler:    _Link_Tell_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

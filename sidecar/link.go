@@ -30,6 +30,8 @@ type link struct {
 	certs   *certs.Source // nil is plaintext
 	applier *regions.Applier
 	links   *regions.Links
+	teller  *regions.Teller
+	heard   func(events [][]byte) // is called with events that other regions tell; set before run
 
 	mu sync.Mutex
 	// follows is what each control plane has this agent follow. Journals are followed that any of them names: two agents that follow one do no
@@ -42,7 +44,8 @@ func newLink(c Config, source *certs.Source) *link {
 	if c.TLS.Cert != "" {
 		l.certs = source
 	}
-	l.links = regions.NewLinks(regions.Config{Region: c.Region, Agent: c.Name, Version: c.Version, Dial: l.dial, Applier: l.applier, Log: c.Logger})
+	of := regions.Config{Region: c.Region, Agent: c.Name, Version: c.Version, Dial: l.dial, Applier: l.applier, Log: c.Logger}
+	l.links, l.teller = regions.NewLinks(of), regions.NewTeller(of)
 	return l
 }
 
@@ -73,6 +76,11 @@ func (l *link) listen() (net.Listener, error) {
 
 // run follows journals, and serves what listen returned, until ctx ends.
 func (l *link) run(ctx context.Context, listener net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer cancel()
+	telling.Go(func() { l.teller.Run(ctx) })
 	if listener == nil {
 		return l.links.Run(ctx)
 	}
@@ -83,6 +91,7 @@ func (l *link) run(ctx context.Context, listener net.Listener) error {
 	}
 	receiver := regions.NewReceiver(l.config.Region, authorise, l.applier, l.config.Logger)
 	defer receiver.Close()
+	receiver.Hear(l.heard)
 	server := receiver.Server(transport)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
