@@ -33,6 +33,7 @@ type PlanAnswer struct {
 	Pool  string         `json:"pool"`
 	Kind  shards.Reshape `json:"kind"`
 	Shard string         `json:"shard"`
+	Nodes []string       `json:"nodes,omitempty"` // that are registered for a shard to add
 	handoff.Plan
 }
 
@@ -109,7 +110,17 @@ func (a handoffAPI) plan(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusConflict, err)
 		return
 	}
-	writeJSON(w, http.StatusOK, PlanAnswer{Pool: p.Name, Kind: body.Kind, Shard: body.Shard, Plan: plan})
+	answer := PlanAnswer{Pool: p.Name, Kind: body.Kind, Shard: body.Shard, Plan: plan}
+	for _, pool := range a.base().Pools {
+		for _, s := range pool.Shards {
+			for _, n := range s.Nodes {
+				if s.Name == body.Shard && body.Kind == shards.AddShard {
+					answer.Nodes = append(answer.Nodes, n.Address)
+				}
+			}
+		}
+	}
+	writeJSON(w, http.StatusOK, answer)
 }
 
 // next is a pool and the ring that it is to have. It fills in the name of a shard that is to be added. What only the leader can know is

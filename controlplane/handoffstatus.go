@@ -26,8 +26,8 @@ type HandoffStatus struct {
 	Progress   *handoff.Progress `json:"progress,omitempty"`
 }
 
-// stuckAfter is how long a handoff may be in a step, other than copying, before that is an alert.
-const stuckAfter = 2 * time.Minute
+// stillAfter is how long a handoff may be in a step, other than copying, before that is an alert.
+const stillAfter = 2 * time.Minute
 
 func (m *manager) handoffStatus(pool string, h shards.Handoff) *HandoffStatus {
 	s := &HandoffStatus{ID: h.ID, Kind: h.Kind, Shard: h.Shard, Generation: h.To.Generation, Step: h.Step, Begun: h.Begun, Steps: h.Steps,
@@ -62,7 +62,7 @@ func (p PoolStatus) alerts(now time.Time) (found []Alert) {
 		switch long := s.in(now); {
 		case s.Problem != "" && long > time.Minute:
 			found = append(found, Alert{Subject: subject, Remedy: remedy, Message: fmt.Sprintf("its handoff (%s %s) has been %s for %s: %s", s.Kind, s.Shard, s.Step, long.Round(time.Second), s.Problem)})
-		case s.Step != mesh.Copying && long > stuckAfter:
+		case s.Step != mesh.Copying && long > stillAfter:
 			found = append(found, Alert{Subject: subject, Remedy: remedy, Message: fmt.Sprintf("its handoff (%s %s) has been %s for %s", s.Kind, s.Shard, s.Step, long.Round(time.Second))})
 		}
 	}

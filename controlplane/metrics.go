@@ -141,7 +141,7 @@ func (m *meshCollector) Collect(ch chan<- prometheus.Metric) {
 	v.membership.collect(ch)
 	m.c.collectShards(v, ch)
 	for _, pool := range v.topology.Pools {
-		for _, shard := range pool.Shards {
+		for _, shard := range pool.Members() {
 			for _, node := range shard.Nodes {
 				s := m.c.prober.status(node)
 				for i, d := range nodeDescs {

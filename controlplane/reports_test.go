@@ -47,6 +47,11 @@ func (h *heard) AgentLost(agent string) { h.add("%s lost", agent) }
 func (h *heard) Verdicts(agent string, verdicts []shards.Verdict) {
 	h.add("%s says %v", agent, verdicts)
 }
+func (h *heard) Follows(agent string, all []shards.Following) {
+	if len(all) > 0 {
+		h.add("%s follows %v", agent, all)
+	}
+}
 func (h *heard) Acknowledged(agent string, endpoints []Endpoint) {
 	h.add("%s has %v", agent, endpoints)
 }

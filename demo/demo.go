@@ -36,6 +36,7 @@ type Demo struct {
 	mu        sync.Mutex
 	processes []*process.Process // in the order in which they started
 	pids      map[string]int     // of the nodes, by address
+	started   []startedNode      // nodes that are not of the layout
 	endpoints Endpoints
 	ready     time.Time
 	running   context.Context // until Stop
@@ -222,6 +223,9 @@ func (d *Demo) start(ctx context.Context) error {
 	}
 	if l.options.TLS {
 		d.endpoints.CA = l.options.certificates("ca.pem")
+	}
+	if err := d.serveNodes(); err != nil {
+		return err
 	}
 	d.readEnvoyPIDs()
 	d.ready = time.Now()

@@ -13,6 +13,7 @@ import (
 type Endpoints struct {
 	Console    string            `json:"console"`
 	Prometheus string            `json:"prometheus,omitempty"` // with --prometheus
+	Nodes      string            `json:"nodes"`                // URL that starts nodes for a new shard: see NodesRequest
 	CA         string            `json:"ca,omitempty"`         // file with the authority of all certificates, with --tls
 	Regions    []RegionEndpoints `json:"regions"`
 }

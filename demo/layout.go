@@ -62,6 +62,8 @@ type layout struct {
 	options Options
 	mesh    mesh.Mesh
 	regions []regionLayout
+	// nodesAPI is where nodes for new shards are asked for.
+	nodesAPI string
 }
 
 type regionLayout struct {
@@ -89,6 +91,7 @@ func newLayout(o Options) layout {
 		l.mesh.Transactions = mesh.TransactionsLanes
 	}
 	address := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port+o.PortOffset) }
+	l.nodesAPI = address(18070)
 	node := 7001 + o.PortOffset
 	sidecar := 0
 	for i, name := range regions {
@@ -150,7 +153,7 @@ func (l layout) database() string { return "sqlite:" + filepath.Join(l.options.D
 
 // addresses lists everything that the demo listens on, with the name of who does.
 func (l layout) addresses() map[string]string {
-	all := map[string]string{}
+	all := map[string]string{l.nodesAPI: "the demo's own API"}
 	if l.options.Prometheus {
 		all[l.options.prometheusAddress()] = "Prometheus"
 	}

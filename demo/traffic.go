@@ -167,6 +167,7 @@ func (d *Demo) follow(ctx context.Context, meters []*regionMeter, live func(time
 			running = false
 		case <-ticker.C:
 		}
+		d.meet(meters)
 		traffic := make([]Traffic, len(meters))
 		var wait sync.WaitGroup
 		for i, m := range meters {

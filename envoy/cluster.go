@@ -18,6 +18,9 @@ const writes = "/writes"
 // the op timeout of their own.
 const connectTimeout = 500 * time.Millisecond
 
+// ClusterNames are those of a pool's clusters.
+func ClusterNames(p mesh.Pool) []string { return []string{p.Name, p.Name + writes} }
+
 // clusters are a pool's two: one straight to the shards, and one for writes with the same hash keys. Both
 // names and all their settings stay as they are for as long as the pool exists, since Envoy fails the requests
 // in flight of a cluster that is edited; whatever changes is in the endpoints.

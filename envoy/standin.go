@@ -57,6 +57,7 @@ type Endpoint struct {
 	Address string
 	StandIn mesh.StandIn // "" if Address is the primary's or the lane's
 	Lane    bool
+	Weight  uint32
 }
 
 // Endpoints lists those of a resource of EndpointType in their order. It fails on what Build does not make.
@@ -68,7 +69,7 @@ func Endpoints(r *discovery.Resource) ([]Endpoint, error) {
 	var all []Endpoint
 	for _, locality := range assigned.Endpoints {
 		for _, h := range locality.LbEndpoints {
-			e := Endpoint{Shard: h.GetEndpoint().GetHostname()}
+			e := Endpoint{Shard: h.GetEndpoint().GetHostname(), Weight: h.GetLoadBalancingWeight().GetValue()}
 			switch at := h.GetEndpoint().GetAddress().GetAddress().(type) {
 			case *corev3.Address_SocketAddress:
 				e.Address = net.JoinHostPort(at.SocketAddress.GetAddress(), strconv.Itoa(int(at.SocketAddress.GetPortValue())))

@@ -11,6 +11,25 @@ type Handoff struct {
 	To         []Shard     `json:"to"`   // the ring of Generation. Both have their nodes, as far as there is a primary
 }
 
+// HasHandoffs says whether any pool is in a handoff, or was.
+func (t Topology) HasHandoffs() bool {
+	return slices.ContainsFunc(t.Pools, func(p Pool) bool { return p.Generation > 0 || p.Handoff != nil })
+}
+
+// Members are the shards of the pool's ring, and those that a handoff adds or removes: their nodes are part of the pool.
+func (p Pool) Members() []Shard {
+	all := slices.Clone(p.Shards)
+	if p.Handoff == nil {
+		return all
+	}
+	for _, s := range slices.Concat(p.Handoff.From, p.Handoff.To) {
+		if !slices.ContainsFunc(all, func(o Shard) bool { return o.Name == s.Name }) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // HandoffStep is how far a handoff is.
 type HandoffStep string
 

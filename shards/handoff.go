@@ -157,7 +157,7 @@ func (d *deciding) waits(pool string, h Handoff, k *moving) (waits []string) {
 			waits = append(waits, name)
 		}
 	}
-	if len(waits) == 0 && d.now.Sub(d.since) < settled && h.Step != mesh.Copying {
+	if len(waits) == 0 && d.now.Sub(d.since) < settled && (h.Step == mesh.Flipping || h.Step != mesh.Copying && d.onLanes(pool)) {
 		return []string{"sidecars that this control plane has not heard of yet"}
 	}
 	return waits

@@ -1,8 +1,10 @@
 package sidecar
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -156,6 +158,24 @@ func (h *holdings) endpoints() (all map[string]string, lanes map[string]bool) {
 	}
 	return all, lanes
 }
+
+// orders are the shards of Envoy's clusters with their weights, in the order that makes the ring, as Envoy has acknowledged them.
+func (h *holdings) orders() map[string]string {
+	all := map[string]string{}
+	for name, r := range h.held[envoy.EndpointType] {
+		if listed, err := envoy.Endpoints(r); err == nil {
+			var order []string
+			for _, e := range listed {
+				order = append(order, place(e.Shard, e.Weight))
+			}
+			all[name] = strings.Join(order, " ")
+		}
+	}
+	return all
+}
+
+// place is a shard's on a ring.
+func place(shard string, weight uint32) string { return fmt.Sprintf("%s*%d", shard, weight) }
 
 // mayHave are the resources of a type that Envoy has acknowledged, those on their way to it, and those that it gets when no control
 // plane answers.

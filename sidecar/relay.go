@@ -56,6 +56,7 @@ type relay struct {
 	nacks    map[string]int
 	has      map[string]string // the endpoints that Envoy acknowledged, see holdings.endpoints; replaced, never changed
 	laned    map[string]bool   // the shards that have lanes, likewise
+	ordered  map[string]string // the rings that Envoy acknowledged, see holdings.orders; likewise
 	changed  func()            // called when either is another
 	sourced  func()            // called when another control plane serves Envoy
 
@@ -366,6 +367,13 @@ func (r *relay) endpoints() (has map[string]string, lanes map[string]bool) {
 	return r.has, r.laned
 }
 
+// orders are the rings of Envoy's clusters that it has acknowledged. They do not change.
+func (r *relay) orders() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ordered
+}
+
 // servedBy is the control plane to which Envoy's stream is relayed, "" if there is none.
 func (r *relay) servedBy() string {
 	r.mu.Lock()
@@ -402,8 +410,10 @@ func (r *relay) request(s *session, req *discovery.DeltaDiscoveryRequest) (resto
 		restored = r.holdings.restore(rejected)
 	}
 	if req.TypeUrl == envoy.EndpointType {
-		if has, laned := r.holdings.endpoints(); !maps.Equal(has, r.has) || !maps.Equal(laned, r.laned) {
-			r.has, r.laned = has, laned
+		has, laned := r.holdings.endpoints()
+		ordered := r.holdings.orders()
+		if !maps.Equal(has, r.has) || !maps.Equal(laned, r.laned) || !maps.Equal(ordered, r.ordered) {
+			r.has, r.laned, r.ordered = has, laned, ordered
 			r.changed()
 		}
 	}

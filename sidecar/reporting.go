@@ -45,7 +45,8 @@ type reporting struct {
 	topology  *topologies
 	link      *link
 	warmth    *warmth
-	keep      time.Duration // targets after a stream's end
+	rings     func() []*reports.Ring // of all pools that were or are in a handoff
+	keep      time.Duration          // targets after a stream's end
 	log       *slog.Logger
 
 	mu      sync.Mutex
@@ -67,7 +68,7 @@ type reportStream struct {
 func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies, l *link) *reporting {
 	return &reporting{
 		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version, Link: c.Link},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, warmth: newWarmth(c, l), keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, warmth: newWarmth(c, l), rings: func() []*reports.Ring { return nil }, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -188,10 +189,11 @@ func (r *reporting) stream(ctx, alive context.Context, s *reportStream) error {
 		report.Endpoints, more = changes(told, r.endpoints())
 		report.Pairs = r.link.pairs()
 		report.Notices, noticed = r.link.notices(noticed)
+		report.Rings = r.rings()
 		if stream.Send(report) != nil {
 			return <-received // which says why
 		}
-		sent, follows := time.Now(), len(report.Pairs) > 0
+		sent, follows := time.Now(), len(report.Pairs) > 0 || slices.ContainsFunc(report.Rings, func(g *reports.Ring) bool { return g.GetHandoff() != 0 })
 		report = new(reports.Report)
 		if more > 0 {
 			continue

@@ -167,10 +167,12 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	link := newLink(c, source)
 	topologies.subscribe(link.applier.Update)
 	topologies.subscribe(link.links.Update)
+	topologies.subscribe(link.teller.Update)
 	carrier.gap = link.gap
 	r.sourced = topologies.choose
 	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies, link)
 	topologies.subscribe(reporting.warmth.loader.Update)
+	reporting.rings = (&rings{topology: topologies.current, orders: r.orders, settled: func(string) bool { return true }, kept: func(string) uint64 { return 0 }}).report
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
 	link.links.OnNotice(reporting.acknowledged)
 	standIns, err := newStandIns(c.Dir, c.Logger)

@@ -43,16 +43,16 @@ func (c *consulFlags) client() (*consul.Client, error) {
 func newShard() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shard",
-		Short: "Choose shards' primaries, restart their nodes, register them in Consul",
-		Long: `Choose another primary for a shard (switch), restart a pool's nodes (roll), accept that nodes are gone (accept); register the
+		Short: "Add and remove shards, choose their primaries, restart their nodes, register them in Consul",
+		Long: `Add shards to a pool and remove some without a cold cache (add, remove, weigh, plan, abort). Choose another primary for a shard (switch), restart a pool's nodes (roll), accept that nodes are gone (accept); register the
 Redis nodes of shards in Consul, as the service ` + consul.Service + `, and list them.
 
-switch, roll and accept ask a control plane: from its own host, or with an operator's certificate. A registration offers a node for a shard. Which shards are on a ring is what mesh.yaml says, unless membership.auto is set. A node
+All but the last ask a control plane: from its own host, or with an operator's certificate. A registration offers a node for a shard. Which shards are on a ring is what mesh.yaml says, unless membership.auto is set. A node
 that Consul's check calls critical stays: the check is a hint.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newShardSwitch(), newShardRoll(), newShardAccept(), newShardRegister(), newShardDeregister(), newShardList())
+	cmd.AddCommand(newShardAdd(), newShardRemove(), newShardWeigh(), newShardPlan(), newShardAbort(), newShardSwitch(), newShardRoll(), newShardAccept(), newShardRegister(), newShardDeregister(), newShardList())
 	return cmd
 }
 

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cachemesh/cachemesh/demo"
+)
+
+// startNodes has the demo that the flags are about start the nodes of a new shard.
+func (m *meshFlags) startNodes(ctx context.Context, region, pool, shard string) ([]string, error) {
+	without := usage("shard %s has no node: name some with --node, or register them", shard)
+	if len(m.controlplanes) > 0 || m.dir == "" && os.Getenv("CACHEMESH_CONTROLPLANE") != "" {
+		return nil, without
+	}
+	e, err := demo.ReadEndpoints(cmp.Or(m.dir, defaultDir))
+	if err != nil || e.Nodes == "" {
+		return nil, without
+	}
+	text, err := json.Marshal(demo.NodesRequest{Region: region, Pool: pool, Shard: shard})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, e.Nodes, bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("the demo does not answer: %w", err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the demo starts no nodes: %s", strings.TrimSpace(string(body)))
+	}
+	var answer demo.NodesAnswer
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return nil, fmt.Errorf("the demo's answer: %w", err)
+	}
+	return answer.Nodes, nil
+}
