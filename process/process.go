@@ -30,6 +30,8 @@ type Spec struct {
 	Stdin io.Reader
 	// Stdout receives standard output instead of Log.
 	Stdout io.Writer
+	// User is who it runs as; nil is who the caller is.
+	User *syscall.Credential
 	// Ready is polled until it returns nil; pid lets it make sure that it is this process that answers.
 	// Nil means that the process is ready at once.
 	Ready func(ctx context.Context, pid int) error
@@ -50,7 +52,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	cmd.Dir = spec.Dir
 	cmd.Env = append(os.Environ(), spec.Env...)
 	// A group of its own keeps a terminal's Ctrl-C away from it: its parent decides when it stops.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM, Credential: spec.User}
 	cmd.Stdin, cmd.Stdout = spec.Stdin, spec.Stdout
 	if spec.Log != "" {
 		f, err := os.OpenFile(spec.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
