@@ -26,6 +26,8 @@ type world struct {
 	last    []Answer
 	writes  []State
 	lost    Op // actions that are done, and fail for who asked
+	moves   []Move
+	tick    func() // in each step of run
 }
 
 func newWorld(t *testing.T, members []Member, agents ...string) *world {
@@ -61,6 +63,9 @@ func (w *world) run(d time.Duration) {
 				w.m.Verdicts(w.now, a, []Verdict{{Shard: t.Shard, Epoch: t.Epoch, Address: t.Address, Down: !w.sees(t.Address) || n.RunID != t.RunID || n.Role != mesh.Primary}})
 			}
 		}
+		if w.tick != nil {
+			w.tick()
+		}
 		w.settle()
 	}
 }
@@ -75,7 +80,7 @@ func (w *world) settle() {
 			w.m.Written(w.now, *d.State, d.Revision+1)
 			continue
 		}
-		if len(d.Actions) == 0 {
+		if w.moves = d.Moves; len(d.Actions) == 0 {
 			return
 		}
 		for _, a := range d.Actions {
