@@ -24,14 +24,6 @@ type Coexistence struct {
 	others map[string]*other // by shard
 }
 
-// Pair is a pool's two rings while agents are to coexist. It does not change. A nil one moves nothing.
-type Pair struct {
-	id     uint64 // of the handoff
-	routes []mesh.Route
-	arcs   *arcs
-	others []*other // by shard
-}
-
 // NewCoexistence knows of no handoff before the first Update.
 func NewCoexistence(log *slog.Logger) *Coexistence {
 	return &Coexistence{log: log, pools: map[string]*Pair{}, others: map[string]*other{}}
@@ -43,30 +35,23 @@ func (c *Coexistence) Update(t *mesh.Topology) {
 	defer c.mu.Unlock()
 	pools, others := map[string]*Pair{}, map[string]*other{}
 	for _, p := range t.Pools {
-		if !p.Handoff.Coexists() {
-			continue
-		}
-		before := c.pools[p.Name]
-		if before != nil && before.id == p.Handoff.ID && reflect.DeepEqual(before.routes, p.Routes) {
-			pools[p.Name] = before
-			c.keep(before, p, others)
-			continue
-		}
-		a, err := newArcs(Spec{Pool: p.Name, Hashing: p.Hashing, From: p.Handoff.From, To: p.Handoff.To, Routes: p.Routes, OnLanes: t.OnLanes})
+		pair, err := c.pools[p.Name].Of(p)
 		if err != nil {
 			c.log.Error("keys that move are not kept alike", "pool", p.Name, "error", err)
+		}
+		if pair == nil {
 			continue
 		}
-		pair := &Pair{id: p.Handoff.ID, routes: p.Routes, arcs: a}
-		for _, name := range a.names {
-			o := c.others[name]
-			if o == nil {
-				o = newOther(name, c.log)
-			}
-			pair.others = append(pair.others, o)
-		}
 		pools[p.Name] = pair
-		c.keep(pair, p, others)
+		for _, s := range p.Members() {
+			o := c.others[s.Name]
+			if o == nil {
+				o = newOther(s.Name, c.log)
+			}
+			primary, _ := s.Primary()
+			o.move(place{primary.Address, s.StandIn, p.Redis, p.Login})
+			others[s.Name] = o
+		}
 	}
 	for name, o := range c.others {
 		if others[name] == nil {
@@ -76,17 +61,6 @@ func (c *Coexistence) Update(t *mesh.Topology) {
 	c.pools, c.others = pools, others
 }
 
-// keep says where the shards of a pair are now.
-func (c *Coexistence) keep(pair *Pair, p mesh.Pool, others map[string]*other) {
-	all := slices.Concat(p.Handoff.From, p.Handoff.To)
-	for _, o := range pair.others {
-		shard := all[slices.IndexFunc(all, func(s mesh.Shard) bool { return s.Name == o.shard })]
-		primary, _ := shard.Primary()
-		o.move(place{primary.Address, shard.StandIn, p.Redis, p.Login})
-		others[o.shard] = o
-	}
-}
-
 // Pair is the pool's; nil if agents are not to coexist.
 func (c *Coexistence) Pair(pool string) *Pair {
 	c.mu.Lock()
@@ -94,12 +68,26 @@ func (c *Coexistence) Pair(pool string) *Pair {
 	return c.pools[pool]
 }
 
+// of are the shards of a pair.
+func (c *Coexistence) of(p *Pair) (all map[string]*other) {
+	if p == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all = map[string]*other{}
+	for _, name := range p.arcs.names {
+		if o := c.others[name]; o != nil {
+			all[name] = o
+		}
+	}
+	return all
+}
+
 // Kept are the keys of a pool that were written at one owner and are still to be removed at the other, for longer than a write waits.
 func (c *Coexistence) Kept(pool string) (n int) {
-	if p := c.Pair(pool); p != nil {
-		for _, o := range p.others {
-			n += o.kept()
-		}
+	for _, o := range c.of(c.Pair(pool)) {
+		n += o.kept()
 	}
 	return n
 }
@@ -114,24 +102,6 @@ func (c *Coexistence) Close() {
 	c.pools, c.others = map[string]*Pair{}, map[string]*other{}
 }
 
-// Moves says whether a key has two owners.
-func (p *Pair) Moves(key []byte) bool {
-	if p == nil {
-		return false
-	}
-	_, moves := p.arcs.moves(key)
-	return moves
-}
-
-// Owners are the shards of a key in the ring before and in the one after, "" if the key is not an application's.
-func (p *Pair) Owners(key []byte) (from, to string) {
-	m, ok := p.arcs.owners(key)
-	if !ok {
-		return "", ""
-	}
-	return p.arcs.names[m.from], p.arcs.names[m.to]
-}
-
 // patience is how long a write waits for the other owner. It is then answered all the same, and the key is kept until it is removed.
 const patience = 100 * time.Millisecond
 
@@ -144,19 +114,17 @@ type Removal struct {
 
 // Unlink removes keys, which were written at a shard, at the other shards that own them, and returns when they are gone or are kept. A key
 // of one owner is passed over. It keeps none of the caller's memory.
-func (p *Pair) Unlink(here string, removals []Removal) {
-	if p == nil {
-		return
-	}
+func (c *Coexistence) Unlink(p *Pair, here string, removals []Removal) {
+	others := c.of(p)
 	parts := map[*other][]Removal{}
 	for _, r := range removals {
-		m, moves := p.arcs.moves(r.Key)
-		if !moves {
+		if !p.Moves(r.Key) {
 			continue
 		}
-		for _, owner := range []int{m.from, m.to} {
-			if p.arcs.names[owner] != here {
-				parts[p.others[owner]] = append(parts[p.others[owner]], r)
+		from, to := p.Owners(r.Key)
+		for _, owner := range []string{from, to} {
+			if o := others[owner]; o != nil && owner != here {
+				parts[o] = append(parts[o], r)
 			}
 		}
 	}
@@ -177,12 +145,9 @@ func (p *Pair) Unlink(here string, removals []Removal) {
 // maxKept bounds the keys that wait for a shard, but for those of writes that are on their way.
 const maxKept = 200_000
 
-// Full says why no moving key may be written now.
-func (p *Pair) Full() error {
-	if p == nil {
-		return nil
-	}
-	for _, o := range p.others {
+// Full says why no key that moves may be written now.
+func (c *Coexistence) Full(p *Pair) error {
+	for _, o := range c.of(p) {
 		if o.kept() >= maxKept {
 			return fmt.Errorf("keys that move wait to be removed from shard %s, which does not answer, and there are too many", o.shard)
 		}

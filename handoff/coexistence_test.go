@@ -50,7 +50,7 @@ func TestCoexistence(t *testing.T) {
 	}
 	written := func(here string, hold time.Duration) {
 		t.Helper()
-		pair.Unlink(here, []handoff.Removal{{Key: []byte(key), Hold: hold}, {Key: []byte(still)}})
+		c.Unlink(pair, here, []handoff.Removal{{Key: []byte(key), Hold: hold}, {Key: []byte(still)}})
 	}
 	set := func() {
 		for shard := range p.nodes {

@@ -50,12 +50,12 @@ func (e *executor) elsewhere(b *batch) {
 			all = append(all, r)
 		}
 	}
-	e.s.policy.Load().pair.Unlink(e.s.config.Shard, all)
+	e.s.config.Both.Unlink(e.s.policy.Load().pair, e.s.config.Shard, all)
 }
 
 // refuseMoving answers writes of moving keys with an error while too many wait for their other owner.
 func (e *executor) refuseMoving(b *batch) {
-	err := e.s.policy.Load().pair.Full()
+	err := e.s.config.Both.Full(e.s.policy.Load().pair)
 	if err == nil {
 		return
 	}

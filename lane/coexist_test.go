@@ -59,7 +59,7 @@ func startMoving(t *testing.T) *moves {
 			}
 		}
 	}
-	m.fixture = startLane(t, m.view)
+	m.fixture = startLaneOf(t, m.view, m.both)
 	return m
 }
 

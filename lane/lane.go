@@ -33,7 +33,9 @@ type Config struct {
 	Encode func(dst []byte, removed [][]byte) []byte
 	// Gap is told what the journal does not say, before the write is answered. It is called by several goroutines, and must not keep the keys.
 	Gap func(Gap)
-	Log *slog.Logger
+	// Both removes keys of a View's Pair at their other owner.
+	Both *handoff.Coexistence
+	Log  *slog.Logger
 }
 
 // View is what a Server must know of its shard and pool, and what changes.

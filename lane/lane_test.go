@@ -17,6 +17,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -95,6 +96,12 @@ type fixture struct {
 
 func startLane(t *testing.T, v View) *fixture {
 	t.Helper()
+	return startLaneOf(t, v, nil)
+}
+
+// startLaneOf starts a lane whose shard may be in a handoff.
+func startLaneOf(t *testing.T, v View, both *handoff.Coexistence) *fixture {
+	t.Helper()
 	if v.Routes == nil {
 		v.Routes = routes
 	}
@@ -103,7 +110,7 @@ func startLane(t *testing.T, v View) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Server = New(Config{Shard: "shard-1", Encode: encode, Gap: func(g Gap) {
+	f.Server = New(Config{Shard: "shard-1", Encode: encode, Both: both, Gap: func(g Gap) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		var keys [][]byte

@@ -88,7 +88,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 	waits := r != nil && r.Durability == mesh.DurableReplica && done != reads
 	moves := done != reads && c.policy.pair.Moves(k)
 	if moves {
-		if err := c.policy.pair.Full(); err != nil {
+		if err := c.s.config.Both.Full(c.policy.pair); err != nil {
 			return "ERR " + err.Error() + "; nothing was written", nil
 		}
 	}
@@ -128,7 +128,7 @@ func (c *conn) carryLarge(in *stream, s spec, k []byte) (refusal string, err err
 		err = c.answerLarge(up, k, !note.Empty(), removed, waits, moves)
 	}
 	if moves {
-		c.policy.pair.Unlink(c.s.config.Shard, []handoff.Removal{{Key: k}})
+		c.s.config.Both.Unlink(c.policy.pair, c.s.config.Shard, []handoff.Removal{{Key: k}})
 	}
 	if err != nil {
 		if errors.Is(err, net.ErrClosed) {

@@ -22,20 +22,39 @@ var ErrNotPrimary = errors.New("the node is not the shard's primary")
 // Primary returns a client that uses no node but the primary of its epoch.
 func Primary(address string, epoch uint64, access *mesh.RedisAccess, timeout time.Duration) *redis.Client {
 	o := Options(address, access, timeout)
-	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
-		pipe := c.Pipeline()
-		role := pipe.Do(ctx, "ROLE")
-		has := pipe.Get(ctx, EpochKey)
-		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+	o.OnConnect = func(ctx context.Context, c *redis.Conn) error { return greetPrimary(ctx, c, epoch, nil) }
+	return redis.NewClient(o)
+}
+
+// Writer returns such a client that Fence keeps out once a later login is wanted.
+func Writer(address string, epoch, login uint64, access *mesh.RedisAccess, timeout time.Duration) *redis.Client {
+	o := Options(address, access, timeout)
+	o.OnConnect = func(ctx context.Context, c *redis.Conn) error { return greetPrimary(ctx, c, epoch, &login) }
+	return redis.NewClient(o)
+}
+
+func greetPrimary(ctx context.Context, c *redis.Conn, epoch uint64, login *uint64) error {
+	pipe := c.Pipeline()
+	var least *redis.StringCmd
+	if login != nil {
+		pipe.ClientSetName(ctx, LoginName(*login)) // first: who is fenced is found by it
+		least = pipe.Get(ctx, LoginKey)
+	}
+	role := pipe.Do(ctx, "ROLE")
+	has := pipe.Get(ctx, EpochKey)
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return err
+	}
+	parts, err := role.Slice()
+	if err != nil || len(parts) == 0 {
+		return fmt.Errorf("%w: it is none", ErrNotPrimary)
+	}
+	if login != nil {
+		if err := Fenced(*login, least.Val()); err != nil {
 			return err
 		}
-		parts, err := role.Slice()
-		if err != nil || len(parts) == 0 {
-			return fmt.Errorf("%w: it is none", ErrNotPrimary)
-		}
-		return checkPrimary(parts[0], has.Val(), epoch)
 	}
-	return redis.NewClient(o)
+	return checkPrimary(parts[0], has.Val(), epoch)
 }
 
 func checkPrimary(role any, has string, epoch uint64) error {
