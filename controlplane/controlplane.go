@@ -136,6 +136,7 @@ func Run(ctx context.Context, config Config) error {
 	c.links = c.agents.links
 	c.links.follow, c.links.note = c.agents.Follow, c.manager.note
 	c.manager.failedOver = c.links.failover
+	c.links.unread = c.manager.unread
 	c.manager.agents, c.manager.health = c.agents, c.health
 	c.warmer = newWarmer(config, keeps.shelf("warming"), c.manager.leads, c.agents.Warm)
 	c.agents.warmer, c.manager.recovered = c.warmer, c.warmer.recovered

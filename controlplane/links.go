@@ -53,6 +53,8 @@ type links struct {
 	lost     []time.Time     // when agents were lost, lately
 	failed   map[string]failedOver
 	states   map[linkOfPool]linkSince
+	purging  map[string]time.Time // by pool: since when its handoff purges
+	unread   func(map[string]string)
 }
 
 type (
@@ -82,7 +84,7 @@ type (
 
 func newLinks(region string, log *slog.Logger) *links {
 	return &links{region: region, log: log, began: time.Now(), agents: map[string]*linkAgent{}, follower: map[string]string{}, pairs: map[linkPair]*pairState{},
-		known: map[string]bool{}, failed: map[string]failedOver{}, states: map[linkOfPool]linkSince{}, follow: func(map[string]*reports.Follow) {}, note: func(shards.Event) {}}
+		known: map[string]bool{}, failed: map[string]failedOver{}, purging: map[string]time.Time{}, states: map[linkOfPool]linkSince{}, follow: func(map[string]*reports.Follow) {}, note: func(shards.Event) {}, unread: func(map[string]string) {}}
 }
 
 // update takes in what the region is like.
@@ -240,8 +242,45 @@ func (l *links) run(ctx context.Context) error {
 			l.assign()
 			l.tails(ctx)
 			l.status()
+			l.unread(l.leaving())
 		}
 	}
+}
+
+// leaving says of which pools a shard that a handoff removes has a journal that another region has not read to its end, and why. Nobody writes
+// to it any more once the handoff purges.
+func (l *links) leaving() map[string]string {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all map[string]string
+	for _, p := range l.topology.Pools {
+		if p.Handoff == nil || p.Handoff.Step != mesh.Purging {
+			delete(l.purging, p.Name)
+		} else if l.purging[p.Name].IsZero() {
+			l.purging[p.Name] = now
+		}
+		if p.Handoff == nil || !coherent(p) {
+			continue
+		}
+		for _, s := range p.Handoff.From {
+			if inMesh(p.Handoff.To, s.Name) {
+				continue
+			}
+			for region := range l.topology.Links {
+				j, _ := l.journal(now, s, region)
+				since := l.purging[p.Name]
+				if j.LagMS == nil || len(j.Fences) > 0 || since.IsZero() ||
+					!l.pair(s.Name, region).at.Add(-time.Duration(*j.LagMS*float64(time.Millisecond))).After(since) {
+					if all == nil {
+						all = map[string]string{}
+					}
+					all[p.Name] = fmt.Sprintf("region %s has not read the journal of shard %s to its end", region, s.Name)
+				}
+			}
+		}
+	}
+	return all
 }
 
 // assign has each journal followed by one of the agents that can: by the same one for as long as it can.
@@ -269,7 +308,7 @@ func (l *links) assign() {
 		if len(l.topology.Links) == 0 || !coherent(p) {
 			continue
 		}
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			agent := choose(able, s.Name)
 			if agent == "" {
 				continue
@@ -364,7 +403,7 @@ type primaryOf struct {
 
 func findShard(t mesh.Topology, shard string) (at primaryOf, pool string, ok bool) {
 	for _, p := range t.Pools {
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			if s.Name == shard {
 				if primary, there := s.Primary(); there && s.StandIn != mesh.Null {
 					at = primaryOf{primary.Address, s.Epoch, p.Redis}
@@ -395,7 +434,7 @@ func (l *links) pause(ctx context.Context, region string, paused bool) error {
 	}
 	var errs []error
 	for _, p := range t.Pools {
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			at, _, ok := findShard(t, s.Name)
 			if !ok {
 				continue
@@ -423,7 +462,7 @@ func (l *links) status() RegionsStatus {
 			}
 			link := LinkStatus{From: l.region, To: to, Pool: p.Name, Journals: []JournalStatus{}, State: LinkUp}
 			paused := len(p.Shards) > 0
-			for _, s := range p.Shards {
+			for _, s := range p.Members() {
 				j, its := l.journal(now, s, to)
 				link.Journals = append(link.Journals, j)
 				paused = paused && its

@@ -270,6 +270,11 @@ func (m *manager) fence(ctx context.Context, address string, login uint64) error
 	return m.client(address).Fence(ctx, login)
 }
 
+// unread takes in of which pools a shard that leaves has a journal that is not read to its end.
+func (m *manager) unread(pools map[string]string) {
+	m.with(func(time.Time) { m.machine.Unread(pools) })
+}
+
 // moved takes in how a move fares.
 func (m *manager) moved(move shards.Move, err error) {
 	m.with(func(time.Time) { m.machine.Moved(move, err) })

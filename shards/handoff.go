@@ -1,6 +1,7 @@
 package shards
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -108,7 +109,9 @@ func (d *deciding) handoff(pool string, h Handoff) {
 			d.advanceTo(pool, h, mesh.Purging, k)
 		}
 	case h.Step == mesh.Purging:
-		if !d.unread[pool] {
+		if why := d.unread[pool]; why != "" {
+			k.problem = errors.New(why)
+		} else {
 			d.endHandoff(pool, h, k, HandoffDone)
 		}
 	case h.Step == mesh.Undoing:
@@ -365,8 +368,8 @@ func (m *Manager) Moved(move Move, err error) {
 	}
 }
 
-// Unread takes in of which pools a shard that leaves has a journal that another region has not read to its end.
-func (m *Manager) Unread(pools map[string]bool) { m.unread = pools }
+// Unread takes in of which pools a shard that leaves has a journal that another region has not read to its end, and why.
+func (m *Manager) Unread(pools map[string]string) { m.unread = pools }
 
 // Progress says what a pool's handoff waits for: agents that have not acknowledged its step, and why its move is not done.
 func (m *Manager) Progress(pool string) (waits []string, problem error) {

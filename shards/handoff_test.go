@@ -334,7 +334,7 @@ func TestAJournalIsReadToItsEndBeforeItsShardGoes(t *testing.T) {
 	if err := h.ask(Command{Kind: HandoffBegun, Reshape: RemoveShard, Shard: "t"}); err != nil {
 		t.Fatal(err)
 	}
-	h.m.Unread(map[string]bool{"p": true})
+	h.m.Unread(map[string]string{"p": "region q has not read it"})
 	h.run(10 * time.Second)
 	h.is("1: s*1", true)
 	h.m.Unread(nil)

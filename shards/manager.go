@@ -146,7 +146,7 @@ type Manager struct {
 	memory    map[string]*memory              // by shard
 	moving    map[string]*moving              // by pool
 	following map[string]map[string]Following // by pool and agent
-	unread    map[string]bool                 // pools of which a shard that leaves has a journal that is not read to its end
+	unread    map[string]string               // why, of pools of which a shard that leaves has a journal that is not read to its end
 	running   map[Action]bool
 	retry     map[Action]time.Time // not again before
 
