@@ -13,6 +13,7 @@ import (
 	"github.com/cachemesh/cachemesh/envoy"
 	facts "github.com/cachemesh/cachemesh/examples/twitter/workload"
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/warming"
 )
 
 // coldPlan is a region whose shards all start again, empty, while its application goes on.
@@ -20,21 +21,19 @@ type coldPlan struct {
 	keys, bytes     int
 	alpha           float64 // Zipf exponent of the keys' popularity
 	rate            float64 // requests a second
-	changes         float64 // share of the requests
 	databaseReads   float64 // that it has to offer in a second
 	databaseLatency time.Duration
 	ttl             time.Duration
-	staleAfter      time.Duration
 	before          time.Duration // of load; of its second half is the former hit rate
 	away            time.Duration // how long the shards are
 	patience        time.Duration // for the recovery
 }
 
 var (
-	coldFull = coldPlan{keys: 100_000, bytes: 200, alpha: coldCluster().Alpha, rate: 2500, changes: 0.01, databaseReads: 600, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
-		staleAfter: 2 * mesh.DefaultHoldOff, before: 20 * time.Second, away: time.Second, patience: 10 * time.Minute}
-	coldQuick = coldPlan{keys: 4_000, bytes: 200, alpha: coldCluster().Alpha, rate: 500, changes: 0.01, databaseReads: 300, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
-		staleAfter: 2 * mesh.DefaultHoldOff, before: 3 * time.Second, away: 300 * time.Millisecond, patience: time.Minute}
+	coldFull = coldPlan{keys: 100_000, bytes: 200, alpha: coldCluster().Alpha, rate: 2500, databaseReads: 500, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
+		before: 20 * time.Second, away: time.Second, patience: 10 * time.Minute}
+	coldQuick = coldPlan{keys: 4_000, bytes: 200, alpha: coldCluster().Alpha, rate: 500, databaseReads: 300, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
+		before: 3 * time.Second, away: 300 * time.Millisecond, patience: time.Minute}
 )
 
 // coldCluster is that of the workload's facts whose popularity the load has: of little skew, as the more skewed a load is, the less of what is cached matters to its hit rate.
@@ -47,8 +46,9 @@ func coldCluster() facts.Cluster {
 }
 
 const (
-	// coldRoutes are coherent: values that regions take from each other must be.
-	coldRoutes = `prefix: "item:", coherence: invalidate, writes: refill
+	// coldRoutes are local: its values never change. Of a coherent route's keys that a region lost with its journals the other regions' are
+	// removed, too, as nobody knows any more whether they were told of all changes.
+	coldRoutes = `prefix: "item:"
 prefix: ""`
 	coldShards    = 2
 	coldRecovered = 0.9 // of the former hit rate
@@ -79,8 +79,19 @@ type coldFigures struct {
 	Reads   int       `json:"origin_reads"`
 	Shed    int       `json:"requests_without_answer"` // as the database had too much to do
 	Failed  int       `json:"cache_errors"`            // since the shards accept connections
-	Stale   int       `json:"stale_answers"`           // of the whole run
+	Wrong   int       `json:"wrong_answers"`           // of the whole run
 	Rates   []float64 `json:"hit_rates"`               // by second since the shards accept connections
+	// Of the run that warmed it.
+	Runs []coldRun `json:"runs,omitempty"`
+}
+
+// coldRun is a run of the plan, as far as it is in the end.
+type coldRun struct {
+	State   string         `json:"state"`
+	Trigger string         `json:"trigger"`
+	After   float64        `json:"begun_seconds"` // since the shards accept connections
+	Took    float64        `json:"seconds"`
+	Counts  warming.Counts `json:"counts"`
 }
 
 func benchColdstart(ctx context.Context, s settings) (result, error) {
@@ -98,17 +109,17 @@ func benchColdstart(ctx context.Context, s settings) (result, error) {
 		return nil, err
 	}
 	r := &coldResult{header: head, Plan: map[string]any{"shards": coldShards, "keys": plan.keys, "value_bytes": plan.bytes, "zipf_alpha": plan.alpha, "requests_per_second": plan.rate,
-		"change_share": plan.changes, "database_reads_per_second": plan.databaseReads, "database_latency_ms": milliseconds(plan.databaseLatency)}}
+		"database_reads_per_second": plan.databaseReads, "database_latency_ms": milliseconds(plan.databaseLatency)}}
 	for _, way := range []struct {
-		name, warming string
-		figures       **coldFigures
+		name, plans string
+		figures     **coldFigures
 	}{{"unwarmed", "", &r.Unwarmed}, {"warmed", coldWarming, &r.Warmed}} {
-		f, err := measureCold(ctx, filepath.Join(s.dir, way.name), cachemesh, plan, way.warming)
+		f, err := measureCold(ctx, filepath.Join(s.dir, way.name), cachemesh, plan, way.plans)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", way.name, err)
 		}
-		fmt.Fprintf(s.progress, "%s: former hit rate %.3f; %.1f s and %d database reads until it is %.2f of that again; %d requests without an answer, %d cache errors, %d stale\n",
-			way.name, f.Former, f.Seconds, f.Reads, coldRecovered, f.Shed, f.Failed, f.Stale)
+		fmt.Fprintf(s.progress, "%s: former hit rate %.3f; %.1f s and %d database reads until it is %.2f of that again; %d requests without an answer, %d cache errors, %d wrong\n",
+			way.name, f.Former, f.Seconds, f.Reads, coldRecovered, f.Shed, f.Failed, f.Wrong)
 		*way.figures = f
 	}
 	r.TimeRatio = rounded(r.Warmed.Seconds / r.Unwarmed.Seconds)
@@ -117,15 +128,15 @@ func benchColdstart(ctx context.Context, s settings) (result, error) {
 	return r, nil
 }
 
-func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, warming string) (*coldFigures, error) {
+func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, plans string) (*coldFigures, error) {
 	m, err := startRegions(ctx, dir, cachemesh, regionsPlan{names: []string{"cold", "sibling"}, routes: coldRoutes, probe: copiedPrefix, shards: coldShards, nodes: 1, sidecars: 1,
-		link: true, near: true, warming: warming})
+		link: true, near: true, warming: plans})
 	if err != nil {
 		return nil, err
 	}
 	defer m.stop()
 	for _, region := range m.regions {
-		if err := region.fill(ctx, dir, plan.keys, func(int) []byte { return coldValue(plan.bytes, 0) }); err != nil {
+		if err := region.fill(ctx, dir, plan.keys, copiedValue(plan.bytes)); err != nil {
 			return nil, err
 		}
 	}
@@ -146,22 +157,30 @@ func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, warm
 	if err := cold.restart(ctx, plan.away); err != nil {
 		return nil, err
 	}
-	from := int(time.Since(app.began)/sliceOf) + 1
+	accepting := time.Now()
+	from := int(accepting.Sub(app.began)/sliceOf) + 1
 	end, err := app.recovery(ctx, from, coldRecovered*former)
 	if err != nil {
 		return nil, err
 	}
 	stop()
 	load.Wait()
+	runs, err := warmRuns(ctx, cold.http)
+	if err != nil {
+		return nil, err
+	}
 	seen := app.last()
 	f := &coldFigures{Former: rounded(former), Seconds: rounded((time.Duration(end-from) * sliceOf).Seconds())}
 	for i, s := range seen {
-		f.Stale += s.Stale
+		f.Wrong += s.Wrong
 		if i >= from && i < end {
 			f.Reads += s.Reads
 			f.Shed += s.Shed
 			f.Failed += s.Failed
 		}
+	}
+	for _, r := range runs {
+		f.Runs = append(f.Runs, coldRun{State: string(r.State), Trigger: r.Trigger, After: rounded(r.Begun.Sub(accepting).Seconds()), Took: rounded(r.Ended.Sub(r.Begun).Seconds()), Counts: r.Counts})
 	}
 	const second = int(time.Second / sliceOf)
 	for i := from; i+second <= len(seen); i += second {
@@ -250,12 +269,12 @@ func (r *coldResult) markdown(w io.Writer) {
 	fmt.Fprintf(w, "%v requests/s of %v keys (Zipf %.2f) through the sidecar, %v shards; the database answers %v reads a second. From when the shards accept connections until the\n"+
 		"hit rate is %.1f of what it was. The plan `onReturn` copies the sibling region's cache: %.3f of the time, %.3f of the database reads.\n\n",
 		r.Plan["requests_per_second"], r.Plan["keys"], r.Plan["zipf_alpha"], r.Plan["shards"], r.Plan["database_reads_per_second"], coldRecovered, r.TimeRatio, r.ReadsRatio)
-	fmt.Fprintln(w, "| | former hit rate | seconds | database reads | requests without an answer | stale answers |")
+	fmt.Fprintln(w, "| | former hit rate | seconds | database reads | requests without an answer | wrong answers |")
 	fmt.Fprintln(w, "|---|--:|--:|--:|--:|--:|")
 	for _, way := range []struct {
 		label string
 		f     *coldFigures
 	}{{"not warmed", r.Unwarmed}, {"warmed", r.Warmed}} {
-		fmt.Fprintf(w, "| %s | %.3f | %.1f | %d | %d | %d |\n", way.label, way.f.Former, way.f.Seconds, way.f.Reads, way.f.Shed, way.f.Stale)
+		fmt.Fprintf(w, "| %s | %.3f | %.1f | %d | %d | %d |\n", way.label, way.f.Former, way.f.Seconds, way.f.Reads, way.f.Shed, way.f.Wrong)
 	}
 }

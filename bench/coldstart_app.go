@@ -6,9 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -42,25 +40,19 @@ func (d *limitedDatabase) read() error {
 }
 
 // coldApp is an application that keeps the values of a limited database in a cache: it looks there first, reads the database after a miss, once
-// for all who miss the same key, and fills. Its requests leave on a schedule that answers do not slow down. What it changes, it removes.
+// for all who miss the same key, and fills. Its requests leave on a schedule that answers do not slow down. Values never change, as tweets do not.
 type coldApp struct {
 	plan       coldPlan
 	database   *limitedDatabase
 	popularity *facts.Zipf
 	order      []int // keys by rank
+	value      func(key int) []byte
 	client     *redis.Client
-	items      []coldItem
 	began      time.Time
 
 	mu      sync.Mutex
 	flights map[int]bool
 	seen    []coldSlice
-}
-
-// coldItem is what the database has of a key.
-type coldItem struct {
-	version   atomic.Uint32
-	changedAt atomic.Int64 // when its removal was acknowledged, in Unix nanoseconds
 }
 
 // coldSlice is what requests came to that were sent in a slice of time.
@@ -69,7 +61,7 @@ type coldSlice struct {
 	Misses int `json:"misses"`
 	Failed int `json:"failed"` // the cache gave an error
 	Shed   int `json:"shed"`   // the database had too much to do
-	Stale  int `json:"stale"`  // answers that were replaced for longer than a refill may last that raced with the change
+	Wrong  int `json:"wrong"`  // another value than the database has
 	Reads  int `json:"reads"`  // of the database
 }
 
@@ -77,7 +69,7 @@ type coldSlice struct {
 const sliceOf = 100 * time.Millisecond
 
 func newColdApp(p coldPlan, client *redis.Client) *coldApp {
-	a := &coldApp{plan: p, client: client, popularity: facts.NewZipf(p.keys, p.alpha), items: make([]coldItem, p.keys), flights: map[int]bool{},
+	a := &coldApp{plan: p, client: client, popularity: facts.NewZipf(p.keys, p.alpha), value: copiedValue(p.bytes), flights: map[int]bool{},
 		database: &limitedDatabase{every: time.Duration(float64(time.Second) / p.databaseReads), latency: p.databaseLatency, patience: time.Second}}
 	a.order = rand.New(rand.NewPCG(5, 8)).Perm(p.keys)
 	return a
@@ -98,18 +90,8 @@ func (a *coldApp) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		for ; !due.After(time.Now()); due = due.Add(every) {
-			key, change := a.order[a.popularity.Draw(rng)], rng.Float64() < a.plan.changes
-			if change {
-				key = a.order[rng.IntN(len(a.order))] // the popular ones do not change more often
-			}
-			at := int(due.Sub(a.began) / sliceOf)
-			wait.Go(func() {
-				if change {
-					a.change(key)
-				} else {
-					a.get(key, at)
-				}
-			})
+			key, at := a.order[a.popularity.Draw(rng)], int(due.Sub(a.began)/sliceOf)
+			wait.Go(func() { a.get(key, at) })
 		}
 		timer.Reset(time.Until(due))
 	}
@@ -117,17 +99,14 @@ func (a *coldApp) run(ctx context.Context) {
 
 func (a *coldApp) get(key, at int) {
 	ctx := context.Background() // what is under way ends by itself
-	name, item := copiedKey(key), &a.items[key]
-	version, changedAt := item.version.Load(), item.changedAt.Load()
+	name := copiedKey(key)
 	value, err := a.client.Get(ctx, name).Bytes()
 	if err == nil {
-		text, _, _ := bytes.Cut(value, []byte{' '})
-		got, err := strconv.ParseUint(string(text), 10, 32)
-		stale := err != nil || uint32(got) < version && time.Since(time.Unix(0, changedAt)) > a.plan.staleAfter
+		wrong := !bytes.Equal(value, a.value(key))
 		a.count(at, func(s *coldSlice) {
 			s.Hits++
-			if stale {
-				s.Stale++
+			if wrong {
+				s.Wrong++
 			}
 		})
 		return
@@ -147,30 +126,13 @@ func (a *coldApp) get(key, at int) {
 	a.count(at, func(s *coldSlice) { s.Misses++ })
 	if err := a.database.read(); err == nil {
 		a.count(int(time.Since(a.began)/sliceOf), func(s *coldSlice) { s.Reads++ })
-		a.client.Set(ctx, name, coldValue(a.plan.bytes, item.version.Load()), a.plan.ttl) // if it fails, the next one misses
+		a.client.Set(ctx, name, a.value(key), a.plan.ttl) // if it fails, the next one misses
 	} else {
 		a.count(at, func(s *coldSlice) { s.Shed++ })
 	}
 	a.mu.Lock()
 	delete(a.flights, key)
 	a.mu.Unlock()
-}
-
-// change writes the database, which is not what is limited here, and removes the key.
-func (a *coldApp) change(key int) {
-	item := &a.items[key]
-	item.changedAt.Store(time.Now().Add(time.Hour).UnixNano()) // what is read until it is removed is no matter
-	item.version.Add(1)
-	if err := a.client.Del(context.Background(), copiedKey(key)).Err(); err != nil {
-		return // unknown; it is not looked at until it changes again
-	}
-	item.changedAt.Store(time.Now().UnixNano())
-}
-
-// coldValue begins with the version.
-func coldValue(size int, version uint32) []byte {
-	v := append(strconv.AppendUint(make([]byte, 0, size), uint64(version), 10), ' ')
-	return append(v, bytes.Repeat([]byte{'v'}, max(0, size-len(v)))...)
 }
 
 // last is a copy of what was seen so far.

@@ -29,6 +29,10 @@ var (
 		window: 300 * time.Millisecond, quiet: 100 * time.Millisecond, windows: 1, patience: time.Minute}
 )
 
+// warmingRoutes are coherent: the copy has to look whether a key is held.
+const warmingRoutes = `prefix: "item:", coherence: invalidate, writes: refill
+prefix: ""`
+
 // warmingPlans are two of one copy: as fast as it goes, and with the budget that a plan has which says nothing of it.
 var warmingPlans = fmt.Sprintf(`warming:
   plans:
@@ -114,7 +118,7 @@ func (r *warmingResult) measure(ctx context.Context, s settings, plan warmingPla
 		return err
 	}
 	defer peers.stop()
-	m, err := startRegions(ctx, filepath.Join(s.dir, "mesh"), cachemesh, regionsPlan{names: []string{"target", "source"}, routes: coldRoutes, probe: copiedPrefix, shards: coldShards,
+	m, err := startRegions(ctx, filepath.Join(s.dir, "mesh"), cachemesh, regionsPlan{names: []string{"target", "source"}, routes: warmingRoutes, probe: copiedPrefix, shards: coldShards,
 		nodes: 1, sidecars: 1, link: true, near: true, warming: warmingPlans})
 	if err != nil {
 		return err
@@ -214,22 +218,19 @@ func (r *meshRegion) pids() []int {
 	return all
 }
 
-// empty removes every key that was copied.
+// empty removes every key that was copied, a few at a time: a shard that does not answer meanwhile would be given another primary.
 func (r *meshRegion) empty(ctx context.Context) error {
-	const remove = `local c, n = '0', 0
-repeat
-  local r = redis.call('SCAN', c, 'MATCH', ARGV[1], 'COUNT', 1000)
-  c = r[1]
-  if #r[2] > 0 then n = n + redis.call('UNLINK', unpack(r[2])) end
-until c == '0'
-return n`
 	for _, set := range r.sets {
-		client := patientClient(set.nodes[0].redis.Address())
-		client.Options().ReadTimeout = time.Minute
-		err := client.Eval(ctx, remove, nil, copiedPrefix+"*").Err()
-		client.Close()
-		if err != nil {
-			return fmt.Errorf("empty %s: %w", set.name, err)
+		client := set.nodes[0].direct
+		for cursor, begun := uint64(0), false; cursor != 0 || !begun; begun = true {
+			keys, next, err := client.Scan(ctx, cursor, copiedPrefix+"*", 2000).Result()
+			if err == nil && len(keys) > 0 {
+				err = client.Unlink(ctx, keys...).Err()
+			}
+			if err != nil {
+				return fmt.Errorf("empty %s: %w", set.name, err)
+			}
+			cursor = next
 		}
 	}
 	return nil

@@ -25,7 +25,7 @@ const trendingList = "trending"
 
 const (
 	// maxTrending is about what a region's users read in an hour.
-	maxTrending = 2000
+	maxTrending = 4000
 	// trendingTimelines is in how many timelines a tweet is at least: one that few could read is mostly read by none.
 	trendingTimelines = 2
 )

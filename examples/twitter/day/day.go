@@ -38,7 +38,7 @@ type Region struct {
 
 const (
 	// popular is how many tweets are what people talk about in a region, and leastSpread in how many timelines they are.
-	popular     = 2000
+	popular     = 4000
 	leastSpread = 2
 )
 
