@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"shards":                    {"mesh"},
 	"node":                      {"certs", "mesh", "resp", "shards"},
 	"regions/holdoff":           {"mesh"},
-	"regions":                   {"mesh", "node", "regions/holdoff", "regions/journal", "resp", "ring"},
+	"regions":                   {"handoff", "mesh", "node", "regions/holdoff", "regions/journal", "resp", "ring"},
 	"regions/journal":           {"mesh"},
 	"reports":                   {},
 	"resp":                      {},

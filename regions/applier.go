@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/ring"
 )
@@ -18,6 +19,7 @@ type Applier struct {
 
 	mu      sync.Mutex
 	targets map[string]*target // by shard
+	before  []*view            // that removals still go by
 	closed  bool
 	running sync.WaitGroup
 
@@ -27,7 +29,9 @@ type Applier struct {
 // view is a topology, made ready to find keys' shards.
 type view struct {
 	topology *mesh.Topology
-	routes   []routed // longest prefix first
+	pairs    map[string]*handoff.Pair // by pool
+	users    atomic.Int64             // removals that go by it and are not done
+	routes   []routed                 // longest prefix first
 }
 
 // routed is a route and where its keys are.
@@ -36,6 +40,17 @@ type routed struct {
 	pool    *mesh.Pool
 	ring    *ring.Ring // nil without shards
 	targets []*target  // by host of the ring
+	pair    *handoff.Pair
+	owners  map[string]*target // of keys that move; nil while none does
+}
+
+// at are the shards that may have a key: two while it moves.
+func (r *routed) at(key []byte) []*target {
+	if r.pair.Moves(key) {
+		from, to := r.pair.Owners(key)
+		return []*target{r.owners[from], r.owners[to]}
+	}
+	return []*target{r.targets[r.ring.Find(key)]}
 }
 
 // NewApplier knows no shard before the first Update.
@@ -50,8 +65,9 @@ func (a *Applier) Update(t *mesh.Topology) {
 	if a.closed {
 		return
 	}
-	v := &view{topology: t}
-	known := map[string]bool{}
+	v := &view{topology: t, pairs: map[string]*handoff.Pair{}}
+	before := a.view.Load()
+	named := map[string]bool{}
 	for i := range t.Pools {
 		p := &t.Pools[i]
 		var r *ring.Ring
@@ -64,27 +80,68 @@ func (a *Applier) Update(t *mesh.Topology) {
 			}
 		}
 		for _, s := range p.Shards {
-			known[s.Name] = true
+			named[s.Name] = true
 			targets = append(targets, a.target(p, s))
 		}
+		var known *handoff.Pair
+		if before != nil {
+			known = before.pairs[p.Name]
+		}
+		pair, err := known.Of(*p)
+		if err != nil {
+			a.log.Error("keys that move are not removed at both of their shards", "pool", p.Name, "error", err)
+		}
+		owners := map[string]*target{}
+		if pair != nil {
+			v.pairs[p.Name] = pair
+			for _, s := range p.Members() {
+				named[s.Name] = true
+				owners[s.Name] = a.target(p, s)
+			}
+		}
 		for _, route := range p.Routes {
-			v.routes = append(v.routes, routed{route, p, r, targets})
+			v.routes = append(v.routes, routed{route, p, r, targets, pair, owners})
 		}
 	}
 	slices.SortStableFunc(v.routes, func(x, y routed) int { return len(y.Prefix) - len(x.Prefix) })
 	for name, t := range a.targets {
-		if !known[name] {
+		if !named[name] {
 			t.close()
 			delete(a.targets, name)
 		}
 	}
 	a.view.Store(v)
+	if before != nil {
+		a.before = append(a.before, before)
+	}
+	a.before = slices.DeleteFunc(a.before, func(v *view) bool { return v.users.Load() == 0 })
+}
+
+// Settled says whether all removals that are on their way go by the last topology: to both owners of a key that moves, with its login.
+func (a *Applier) Settled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.targets {
+		if at := t.using.Load(); at != nil && at != t.place.Load() {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(a.before, func(v *view) bool { return v.users.Load() > 0 })
+}
+
+// goBy is the view that a removal goes by, until it is done.
+func (a *Applier) goBy() *view {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.view.Load()
+	v.users.Add(1)
+	return v
 }
 
 // target is the shard's, with what is true of it now. The caller holds the lock.
 func (a *Applier) target(p *mesh.Pool, s mesh.Shard) *target {
 	primary, _ := s.Primary()
-	now := place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, replicas: len(s.Nodes) - 1}
+	now := place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login, replicas: len(s.Nodes) - 1}
 	if t, ok := a.targets[s.Name]; ok {
 		t.move(now)
 		return t
@@ -124,16 +181,21 @@ func (v *view) route(key []byte) *routed {
 // Remove removes keys and calls done when they are gone, which is at once if no shard of this region can have any. It waits while
 // too much is on its way to a shard. The keys must not change until done.
 func (a *Applier) Remove(keys [][]byte, done func()) {
-	v := a.view.Load()
+	v := a.goBy()
+	ended := func() {
+		v.users.Add(-1)
+		done()
+	}
 	parts := map[*target][]removal{}
 	for _, k := range keys {
 		if r := v.route(k); r != nil && r.ring != nil {
-			t := r.targets[r.ring.Find(k)]
-			parts[t] = append(parts[t], removal{k, &r.Route})
+			for _, t := range r.at(k) {
+				parts[t] = append(parts[t], removal{k, &r.Route})
+			}
 		}
 	}
 	if len(parts) == 0 {
-		done()
+		ended()
 		return
 	}
 	var left atomic.Int32
@@ -141,7 +203,7 @@ func (a *Applier) Remove(keys [][]byte, done func()) {
 	for t, part := range parts {
 		t.submit(job{part, func() {
 			if left.Add(-1) == 0 {
-				done()
+				ended()
 			}
 		}})
 	}

@@ -135,10 +135,10 @@ func (l *Links) Gap(shard string, epoch uint64, reason journal.Reason, removed [
 
 func find(t *mesh.Topology, shard string) (pool string, now place, ok bool) {
 	for _, p := range t.Pools {
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			if s.Name == shard {
 				primary, _ := s.Primary()
-				return p.Name, place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis}, true
+				return p.Name, place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login}, true
 			}
 		}
 	}

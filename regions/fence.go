@@ -49,7 +49,7 @@ func (a *Applier) Fence(ctx context.Context, pool string, prefix []byte, from *R
 	a.mu.Lock()
 	var targets []*target
 	for _, p := range v.topology.Pools {
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			if t := a.targets[s.Name]; p.Name == pool && t != nil {
 				targets = append(targets, t)
 			}

@@ -151,13 +151,13 @@ func (l *Links) wanted() map[string]spec {
 		if !coherent(p) {
 			continue
 		}
-		for n, s := range p.Shards {
+		for n, s := range p.Members() {
 			if _, ok := l.followed[s.Name]; !ok {
 				continue
 			}
 			primary, _ := s.Primary()
 			all[s.Name] = spec{pool: p.Name, shard: s.Name, ring: tellRing(p, n), regions: others,
-				place: place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, replicas: len(s.Nodes) - 1}}
+				place: place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login, replicas: len(s.Nodes) - 1}}
 		}
 	}
 	return all
@@ -168,8 +168,12 @@ func coherent(p *mesh.Pool) bool {
 	return slices.ContainsFunc(p.Routes, func(r mesh.Route) bool { return r.Coherence == mesh.Invalidate })
 }
 
-// tellRing is a pool's ring, and one of its shards.
+// tellRing is a pool's ring, and one of its shards. While keys move it is a ring of one: what a shard's journal lacks may be about keys that the
+// shard has no more, and a fence is then of all keys.
 func tellRing(p *mesh.Pool, shard int) *Ring {
+	if p.Handoff != nil {
+		return &Ring{Algorithm: string(p.Hashing.Algorithm), Size: p.Hashing.Size, Hosts: []*Host{{Name: p.Name, Weight: 1}}}
+	}
 	r := &Ring{Algorithm: string(p.Hashing.Algorithm), Size: p.Hashing.Size, Shard: uint32(shard)}
 	for _, s := range p.Shards {
 		r.Hosts = append(r.Hosts, &Host{Name: s.Name, Weight: s.Weight})

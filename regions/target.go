@@ -36,6 +36,7 @@ type place struct {
 	epoch    uint64
 	standIn  mesh.StandIn
 	access   *mesh.RedisAccess
+	login    uint64
 	replicas int
 }
 
@@ -55,6 +56,7 @@ type target struct {
 	applier *Applier
 	shard   string
 	place   atomic.Pointer[place]
+	using   atomic.Pointer[place] // while it removes
 	jobs    chan job
 	ctx     context.Context
 	close   context.CancelFunc
@@ -161,8 +163,10 @@ func (t *target) drop() {
 
 // apply removes keys, however often it must try. It says false when the target is closed meanwhile.
 func (t *target) apply(removals []removal) bool {
+	defer t.using.Store(nil)
 	for t.ctx.Err() == nil {
 		now := t.place.Load()
+		t.using.Store(now)
 		switch now.standIn {
 		case mesh.Null:
 			// There is nothing, and what comes back is emptied first.
@@ -294,5 +298,5 @@ func (t *target) bound() {
 
 // dialPrimary returns a client that uses no node but the primary of its epoch.
 func dialPrimary(p *place) *redis.Client {
-	return node.Primary(p.address, p.epoch, p.access, shardTimeout)
+	return node.Writer(p.address, p.epoch, p.login, p.access, shardTimeout)
 }
