@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
@@ -29,13 +28,7 @@ const (
 type conn struct {
 	s      *Server
 	net    *net.UnixConn
-	raw    syscall.RawConn
-	reader func(fd uintptr) bool // reads into in, and sets got and waited
-	got    int
-	waited bool                  // nothing was there yet
-	writer func(fd uintptr) bool // writes out without waiting, and sets wrote and failed
-	wrote  int
-	failed error
+	socket *socket
 
 	in       []byte
 	r, w     int // what is unread in in
@@ -62,33 +55,13 @@ type conn struct {
 }
 
 func newConn(s *Server, n *net.UnixConn) (*conn, error) {
-	raw, err := n.SyscallConn()
+	socket, err := newSocket(n)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{s: s, net: n, raw: raw, in: make([]byte, firstBuffer), executor: s.executors[0]}
+	c := &conn{s: s, net: n, socket: socket, in: make([]byte, firstBuffer), executor: s.executors[0]}
 	c.changed = sync.NewCond(&c.mu)
-	c.reader = func(fd uintptr) bool {
-		var err error
-		c.got, err = ignoreInterrupt(func() (int, error) { return syscall.Read(int(fd), c.in[c.w:]) })
-		again := err == syscall.EAGAIN
-		c.waited = c.waited || again
-		return !again
-	}
-	c.writer = func(fd uintptr) bool {
-		c.wrote, c.failed = ignoreInterrupt(func() (int, error) { return syscall.Write(int(fd), c.out) })
-		return true
-	}
 	return c, nil
-}
-
-func ignoreInterrupt(call func() (int, error)) (int, error) {
-	for {
-		n, err := call()
-		if err != syscall.EINTR {
-			return n, err
-		}
-	}
 }
 
 // serve reads until the connection ends.
@@ -117,15 +90,15 @@ func (c *conn) serve() {
 
 // read waits for more bytes. There are none any more if it says false.
 func (c *conn) read() bool {
-	c.waited = false
-	if err := c.raw.Read(c.reader); err != nil || c.got <= 0 {
+	n, waited, err := c.socket.read(c.in[c.w:])
+	if err != nil {
 		return false
 	}
-	c.w += c.got
-	if c.waited || !c.behind {
+	c.w += n
+	if waited || !c.behind {
 		c.since = time.Now()
 	}
-	c.behind = c.behind && !c.waited && c.w == len(c.in)
+	c.behind = c.behind && !waited && c.w == len(c.in)
 	return true
 }
 
@@ -535,15 +508,12 @@ func (c *conn) flush() {
 		c.backlog = append(c.backlog, c.out...)
 		return
 	}
-	if err := c.raw.Write(c.writer); err != nil {
+	n, err := c.socket.write(c.out)
+	if err != nil {
 		c.fail()
 		return
 	}
-	if c.failed != nil && c.failed != syscall.EAGAIN {
-		c.fail()
-		return
-	}
-	if n := max(c.wrote, 0); n < len(c.out) {
+	if n < len(c.out) {
 		c.backlog = append(c.backlog[:0], c.out[n:]...)
 		c.draining = true
 		c.s.running.Go(c.drain)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
@@ -33,7 +32,7 @@ type identity struct {
 // upstream is a connection to the shard's primary. One goroutine uses it at a time.
 type upstream struct {
 	net     net.Conn
-	raw     syscall.RawConn // nil with TLS
+	socket  *socket // nil with TLS
 	r       *bufio.Reader
 	id      identity
 	login   uint64
@@ -53,13 +52,15 @@ func (s *Server) dial(t *View, resp3 bool, deadline time.Time) (*upstream, error
 	if err != nil {
 		return nil, err
 	}
-	up := &upstream{net: conn, r: bufio.NewReaderSize(steady{conn}, 64<<10), login: t.Login, journal: JournalKey(t.Epoch), used: time.Now()}
+	var direct *socket
 	if plain, ok := conn.(*net.TCPConn); ok {
-		if up.raw, err = plain.SyscallConn(); err != nil {
+		if direct, err = newSocket(plain); err != nil {
 			conn.Close()
 			return nil, err
 		}
+		conn = eager{plain, direct}
 	}
+	up := &upstream{net: conn, socket: direct, r: bufio.NewReaderSize(steady{conn}, 64<<10), login: t.Login, journal: JournalKey(t.Epoch), used: time.Now()}
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		conn.Close()
 		return nil, err
@@ -198,20 +199,7 @@ func (s *Server) setClock(reply any, asked time.Time) {
 
 // alive says whether the connection may be used: the node has not closed it meanwhile.
 func (up *upstream) alive() bool {
-	if up.raw == nil || time.Since(up.used) < 10*time.Millisecond {
-		return true
-	}
-	ended := false
-	err := up.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, err := ignoreInterrupt(func() (int, error) {
-			n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			return n, err
-		})
-		ended = err != syscall.EAGAIN // nothing is asked, so anything that comes is the end
-		return true
-	})
-	return err == nil && !ended
+	return up.socket == nil || time.Since(up.used) < 10*time.Millisecond || up.socket.silent() // nothing is asked, so anything that comes is the end
 }
 
 func appendCommand(b []byte, args ...string) []byte {
