@@ -43,10 +43,11 @@ func (c *ControlPlane) handler() http.Handler {
 	invalidateAPI{commandAPI: commands, region: c.config.Region, leads: c.manager.leads, log: c.log}.register(mux)
 	linksAPI{commands, c.links}.register(mux)
 	warmingAPI{commands, c.warmer}.register(mux)
+	mux.Handle("GET /v1/warming/keys", keysAPI{c.config.Region, commands.topology})
 	handoffAPI{commands, c.manager.membership, c.manager.leads, c.manager.estimate}.register(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{
-			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards, /v1/regions, /v1/warming, /v1/warming/runs and /v1/events for GET, " +
+			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards, /v1/regions, /v1/warming, /v1/warming/runs, /v1/warming/keys and /v1/events for GET, " +
 				"/v1/shards/SHARD/switch, /v1/shards/SHARD/restart, /v1/shards/SHARD/remove, /v1/shards/SHARD/weigh, /v1/pools/POOL/add, /v1/pools/POOL/plan, /v1/pools/POOL/abort, /v1/pools/POOL/accept, /v1/regions/invalidate, /v1/regions/pause, /v1/regions/resume, " +
 				"/v1/warming/plans, /v1/warming/plans/PLAN/run, /v1/warming/plans/PLAN/remove, /v1/warming/copy, /v1/warming/runs/RUN/pause, /v1/warming/runs/RUN/resume and /v1/warming/runs/RUN/cancel for POST",
 		})

@@ -15,6 +15,9 @@ import (
 // maxPlanBytes is what a file of plans may have.
 const maxPlanBytes = 1 << 20
 
+// maxConcurrency is that of mesh.yaml.
+const maxConcurrency = 256
+
 // PlanFile is the body of POST /v1/warming/plans: plans to be applied to the region.
 type PlanFile struct {
 	Name    string `json:"name"` // for errors
@@ -97,7 +100,7 @@ func (a warmingAPI) answer(w http.ResponseWriter, r *http.Request, do func(conte
 	var problems mesh.Problems
 	switch {
 	case errors.As(err, &problems):
-		writeJSON(w, http.StatusBadRequest, map[string]any{"error": problems.Error(), "problems": problems})
+		writeError(w, http.StatusBadRequest, problems)
 	case err != nil:
 		a.refuse(w, r, err)
 	default:
@@ -198,7 +201,9 @@ func (w *warmer) copy(ctx context.Context, c CopyRequest) (*RunStatus, error) {
 		return nil, err
 	}
 	r := p.Run(w.region, time.Now())
-	r.Budget = c.Budget.Or(r.Budget)
+	if r.Budget = c.Budget.Or(r.Budget); r.Budget.Concurrency > maxConcurrency {
+		return nil, fmt.Errorf("a concurrency of %d is too much: choose at most %d", r.Budget.Concurrency, maxConcurrency)
+	}
 	return w.started(ctx, r)
 }
 

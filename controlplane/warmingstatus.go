@@ -153,9 +153,9 @@ func ratio(u warming.Use) *float64 {
 const (
 	// A run that has not gone on for stalledAfter is an alert, and a plan of which so many of uselessFrom keys or more were looked at and fewer than
 	// useless were read.
-	stalledAfter  = time.Minute
-	useless     = 0.2
-	uselessFrom = 200
+	stalledAfter = time.Minute
+	useless      = 0.2
+	uselessFrom  = 200
 	// failedShown is how long a run that failed stays an alert.
 	failedShown = time.Hour
 )

@@ -153,7 +153,7 @@ func (m *meshFlags) open(ctx context.Context, method, url string, body []byte) (
 	}
 	defer client.CloseIdleConnections()
 	defer response.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 256<<10))
 	var refusal struct{ Error string }
 	if json.Unmarshal(text, &refusal) == nil && refusal.Error != "" && method == http.MethodPost {
 		return nil, errors.New(refusal.Error)

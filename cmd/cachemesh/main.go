@@ -81,7 +81,7 @@ func newRoot() *cobra.Command {
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{newStatus(), newEvents(), newShard(), newRegion(), newFlush(), newWhere(), newExplain(), newCheck(), newValidate(), newSchema(), newCert(), newInject(), newClientConfig()} {
+	for _, c := range []*cobra.Command{newStatus(), newEvents(), newShard(), newRegion(), newWarm(), newFlush(), newWhere(), newExplain(), newCheck(), newValidate(), newSchema(), newCert(), newInject(), newClientConfig()} {
 		c.GroupID = "operate"
 		root.AddCommand(c)
 	}
