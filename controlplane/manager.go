@@ -176,6 +176,7 @@ func (m *manager) step(ctx context.Context, work *sync.WaitGroup) {
 		if m.load() {
 			m.tell()
 		}
+		m.agents.Behind(m.store.problem() != nil)
 		m.mu.Lock()
 		now := time.Now()
 		led := m.machine.Leading(now)

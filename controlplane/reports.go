@@ -66,9 +66,10 @@ type agents struct {
 	streams             map[string]*agentStream      // by agent
 	targets             map[string][]*reports.Target // by agent
 	interval, downAfter time.Duration                // 0 before the first Instruct
-	topology            []byte                       // JSON; nil while no agent needs it. It is not changed
-	follows             map[string]*reports.Follow   // by agent; nil before the first Follow
-	warming             []byte                       // the runs; nil before the first Warm. It is not changed
+	behind              bool
+	topology            []byte                     // JSON; nil while no agent needs it. It is not changed
+	follows             map[string]*reports.Follow // by agent; nil before the first Follow
+	warming             []byte                     // the runs; nil before the first Warm. It is not changed
 
 	links  *links  // is told how journals fare
 	warmer *warmer // is told of the application's events; nil before there is one
@@ -133,6 +134,19 @@ func (a *agents) Instruct(interval, downAfter time.Duration, targets map[string]
 	}
 }
 
+// Behind says whether this control plane cannot read the region's state now, so that agents follow another that can.
+func (a *agents) Behind(is bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.behind == is {
+		return
+	}
+	a.behind = is
+	for _, s := range a.streams {
+		a.instruct(s)
+	}
+}
+
 // Publish tells every agent the region's topology, from the first on that has a route on lanes, or a handoff. Until then agents need none.
 func (a *agents) Publish(t mesh.Topology) {
 	text, err := json.Marshal(t)
@@ -190,7 +204,7 @@ func (a *agents) instruct(s *agentStream) {
 	if a.interval == 0 {
 		return
 	}
-	next := &reports.Instructions{Targets: a.targets[s.agent], IntervalMs: milliseconds(a.interval), DownAfterMs: milliseconds(a.downAfter)}
+	next := &reports.Instructions{Targets: a.targets[s.agent], IntervalMs: milliseconds(a.interval), DownAfterMs: milliseconds(a.downAfter), Behind: a.behind}
 	if s.wanted != nil && proto.Equal(s.wanted, next) {
 		return
 	}

@@ -725,6 +725,7 @@ type Instructions struct {
 	Topology      []byte                 `protobuf:"bytes,4,opt,name=topology,proto3" json:"topology,omitempty"`                             // the region's, as JSON of mesh.Topology; empty is as before on this stream, or none
 	Follow        *Follow                `protobuf:"bytes,5,opt,name=follow,proto3" json:"follow,omitempty"`                                 // whose journals the agent is to follow; missing is as before on this stream, or not decided
 	Warming       []byte                 `protobuf:"bytes,6,opt,name=warming,proto3,oneof" json:"warming,omitempty"`                         // the runs that agents are to work on, as JSON of []warming.Run; missing is as before on this stream, or not decided
+	Behind        bool                   `protobuf:"varint,7,opt,name=behind,proto3" json:"behind,omitempty"`                                // this control plane cannot read the region's state now: Envoy is to follow another that can
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,6 +800,13 @@ func (x *Instructions) GetWarming() []byte {
 		return x.Warming
 	}
 	return nil
+}
+
+func (x *Instructions) GetBehind() bool {
+	if x != nil {
+		return x.Behind
+	}
+	return false
 }
 
 type Follow struct {
@@ -1040,7 +1048,7 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
 	"\x04keys\x18\b \x01(\x04R\x04keys\x12\x19\n" +
-	"\bafter_ms\x18\t \x01(\x04R\aafterMs\"\x82\x02\n" +
+	"\bafter_ms\x18\t \x01(\x04R\aafterMs\"\x9a\x02\n" +
 	"\fInstructions\x123\n" +
 	"\atargets\x18\x01 \x03(\v2\x19.cachemesh.reports.TargetR\atargets\x12\x1f\n" +
 	"\vinterval_ms\x18\x02 \x01(\rR\n" +
@@ -1048,7 +1056,8 @@ const file_reports_reports_proto_rawDesc = "" +
 	"\rdown_after_ms\x18\x03 \x01(\rR\vdownAfterMs\x12\x1a\n" +
 	"\btopology\x18\x04 \x01(\fR\btopology\x121\n" +
 	"\x06follow\x18\x05 \x01(\v2\x19.cachemesh.reports.FollowR\x06follow\x12\x1d\n" +
-	"\awarming\x18\x06 \x01(\fH\x00R\awarming\x88\x01\x01B\n" +
+	"\awarming\x18\x06 \x01(\fH\x00R\awarming\x88\x01\x01\x12\x16\n" +
+	"\x06behind\x18\a \x01(\bR\x06behindB\n" +
 	"\n" +
 	"\b_warming\"=\n" +
 	"\x06Follow\x123\n" +

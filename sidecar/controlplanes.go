@@ -38,12 +38,15 @@ type controlPlanes struct {
 	name      string        // in the certificate of each; "" is the host of its address
 	options   []grpc.DialOption
 
+	// behind says whether a control plane, by name, does not know the region's state now. It is tried after the others.
+	behind func(name string) bool
+
 	mu   sync.Mutex
 	good int // index of the one that answered last
 }
 
 func newControlPlanes(c Config, source *certs.Source) *controlPlanes {
-	return &controlPlanes{addresses: c.ControlPlanes, tls: source, name: c.TLSServerName, options: []grpc.DialOption{
+	return &controlPlanes{addresses: c.ControlPlanes, tls: source, name: c.TLSServerName, behind: func(string) bool { return false }, options: []grpc.DialOption{
 		grpc.WithNoProxy(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
@@ -82,14 +85,23 @@ func (u *upstream) send(req *discovery.DeltaDiscoveryRequest) error {
 	return u.stream.Send(req)
 }
 
-// open tries the control planes in turn, the last good one first, and returns the first that answers within patience.
+// open tries the control planes in turn, the last good one first and those that are behind last, and returns the first that answers
+// within patience.
 func (c *controlPlanes) open(ctx context.Context, first *discovery.DeltaDiscoveryRequest, patience time.Duration) (*upstream, error) {
 	c.mu.Lock()
 	start := c.good
 	c.mu.Unlock()
-	var errs []error
+	var turn, behind []int
 	for i := range c.addresses {
 		n := (start + i) % len(c.addresses)
+		if c.behind(c.addresses[n]) {
+			behind = append(behind, n)
+		} else {
+			turn = append(turn, n)
+		}
+	}
+	var errs []error
+	for _, n := range append(turn, behind...) {
 		u, err := c.dial(ctx, c.addresses[n], first, patience)
 		if err == nil {
 			c.mu.Lock()

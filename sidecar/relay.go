@@ -85,6 +85,7 @@ func (s *session) send(resp *discovery.DeltaDiscoveryResponse) error {
 var (
 	errReplaced = errors.New("another stream of Envoy took its place")
 	errReturned = errors.New("a control plane answers again")
+	errBehind   = errors.New("another control plane knows the region's state, and this one does not now")
 )
 
 func newRelay(c Config, saved resources, lanes string, restarts func() int, source *certs.Source) *relay {
@@ -358,6 +359,15 @@ func (r *relay) serving(s *session, source, plane string) {
 	}
 	r.mu.Unlock()
 	r.sourced()
+}
+
+// reconsider has Envoy come back, to be served by another, if the control plane that serves it is behind.
+func (r *relay) reconsider() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current != nil && r.plane != "" && r.planes.behind(r.plane) {
+		r.current.end(errBehind)
+	}
 }
 
 // endpoints are those that Envoy has acknowledged, and the shards that have lanes. They do not change.

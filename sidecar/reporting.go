@@ -33,6 +33,8 @@ const (
 	leaveWithin = 500 * time.Millisecond
 	// gap is between reports: what changes at the same time is told together.
 	gap = 5 * time.Millisecond
+	// behindFor is how long a control plane must have lost the region's state for Envoy to follow another.
+	behindFor = time.Second
 )
 
 // reporting keeps a stream to every control plane of the region, since each decides by itself: it reports what the Envoy has
@@ -47,6 +49,7 @@ type reporting struct {
 	warmth    *warmth
 	rings     func() []*reports.Ring // of all pools that were or are in a handoff
 	keep      time.Duration          // targets after a stream's end
+	behind    func()                 // called when some control plane has been behind for a while
 	log       *slog.Logger
 
 	mu      sync.Mutex
@@ -62,13 +65,14 @@ type reportStream struct {
 
 	current   bool // name still resolves to address
 	connected bool
+	behind    bool   // it cannot read the region's state now
 	problem   string // why it is not connected, or why instructions are not followed
 }
 
 func newReporting(c Config, planes *controlPlanes, endpoints func() map[string]string, topology *topologies, l *link) *reporting {
 	return &reporting{
 		agent:  &reports.Agent{Name: c.Name, Region: c.Region, Version: c.Version, Link: c.Link},
-		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, warmth: newWarmth(c, l), rings: func() []*reports.Ring { return nil }, keep: keepTargets, log: c.Logger, streams: map[string]*reportStream{},
+		planes: planes, endpoints: endpoints, witness: &witness{probes: map[question]*probe{}}, topology: topology, link: l, warmth: newWarmth(c, l), rings: func() []*reports.Ring { return nil }, keep: keepTargets, behind: func() {}, log: c.Logger, streams: map[string]*reportStream{},
 	}
 }
 
@@ -258,6 +262,7 @@ func (r *reporting) follow(s *reportStream, instructions *reports.Instructions) 
 	if text := instructions.GetTopology(); len(text) > 0 && len(text) <= reports.MaxTopology {
 		err = errors.Join(err, r.topology.offer(s, s.name, text))
 	}
+	r.heed(s, instructions.GetBehind())
 	if f := instructions.GetFollow(); f != nil && err == nil {
 		r.link.follow(s, f.GetShards())
 	}
@@ -265,6 +270,38 @@ func (r *reporting) follow(s *reportStream, instructions *reports.Instructions) 
 		err = errors.Join(err, r.warmth.follow(s, instructions.GetWarming()))
 	}
 	return err
+}
+
+// heed notes whether a control plane is behind.
+func (r *reporting) heed(s *reportStream, behind bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.behind = behind
+	for _, s := range r.streams {
+		if s.behind {
+			time.AfterFunc(behindFor, r.behind)
+			return
+		}
+	}
+}
+
+// isBehind says whether a control plane, by name, cannot read the region's state now, and another can.
+func (r *reporting) isBehind(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	behind, others := false, false
+	for _, s := range r.streams {
+		switch {
+		case !s.connected:
+		case s.name == name && !s.behind:
+			return false
+		case s.name == name:
+			behind = true
+		case !s.behind:
+			others = true
+		}
+	}
+	return behind && others
 }
 
 // changes are the endpoints that differ from what was told, as many as a report may have, and how many are left. It adds them
@@ -317,7 +354,7 @@ func (r *reporting) broke(s *reportStream, err error) bool {
 	if s.problem != problem {
 		r.log.Warn("a control plane does not get this agent's reports", "control_plane", s.address, "reason", problem)
 	}
-	s.connected, s.problem = false, problem
+	s.connected, s.behind, s.problem = false, false, problem
 	if !s.current {
 		delete(r.streams, s.address)
 	}

@@ -174,6 +174,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	topologies.subscribe(reporting.warmth.loader.Update)
 	reporting.rings = (&rings{topology: topologies.current, orders: r.orders, settled: func(string) bool { return true }, kept: func(string) uint64 { return 0 }}).report
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
+	r.planes.behind, reporting.behind = reporting.isBehind, r.reconsider
 	link.links.OnNotice(reporting.acknowledged)
 	standIns, err := newStandIns(c.Dir, c.Logger)
 	if err != nil {

@@ -3,6 +3,7 @@ package test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -99,5 +100,56 @@ func TestConsulLostInAFailover(t *testing.T) {
 		}
 		return nil
 	})
+	p.checker.finish(t)
+}
+
+func TestAControlPlaneAloneLosesConsul(t *testing.T) {
+	t.Parallel()
+	server, _ := newMesh(t).startConsul(t)
+	p := newPair(t, "cut", server)
+	served := func() (plane int) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			s, err := p.sidecar.agentStatus()
+			if err != nil {
+				return err
+			}
+			plane = slices.IndexFunc(p.planes, func(c *controlplane) bool { return c.xds == s.XDS.ControlPlane })
+			if plane < 0 {
+				return fmt.Errorf("%q serves the sidecar", s.XDS.ControlPlane)
+			}
+			return nil
+		})
+		return plane
+	}
+	cut := served()
+	p.consuls[cut].cut()
+	eventually(t, 20*time.Second, func() error {
+		if plane := served(); plane == cut {
+			return errors.New("the sidecar follows the control plane that has lost Consul")
+		}
+		return nil
+	})
+	eventually(t, 20*time.Second, func() error {
+		if leader, err := p.leader(); err != nil || leader == cut {
+			return fmt.Errorf("%d leads: %w", leader, err)
+		}
+		return nil
+	})
+	s, err := p.planes[1-cut].read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, primary, _ := shardOf(s, p.shard)
+	p.kept[primary].kill(t)
+	p.checker.waitMore(t, 20)
+	if n := count(p.story(t, 1-cut), shards.Failover); n != 1 {
+		t.Errorf("%d failovers, want one", n)
+	}
+	p.consuls[cut].mend()
+	p.kept[primary] = p.keepAgain(t, p.kept[primary])
+	if _, next := p.settle(t); next == primary {
+		t.Errorf("%s is the primary still", next)
+	}
 	p.checker.finish(t)
 }

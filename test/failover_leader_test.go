@@ -108,6 +108,31 @@ type consulWay struct {
 
 	mu   sync.Mutex
 	trap *consulTrap
+	open context.Context // ends when the way is cut
+	end  context.CancelFunc
+}
+
+// cut lets nothing through any more, and what waits for an answer gets none.
+func (w *consulWay) cut() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.end()
+}
+
+func (w *consulWay) mend() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open, w.end = context.WithCancel(context.Background())
+}
+
+func (w *consulWay) serve(out http.ResponseWriter, in *http.Request, next http.Handler) {
+	w.mu.Lock()
+	open := w.open
+	w.mu.Unlock()
+	ctx, end := context.WithCancel(in.Context())
+	defer end()
+	defer context.AfterFunc(open, end)()
+	next.ServeHTTP(out, in.WithContext(ctx))
 }
 
 // consulTrap is set for the write of a state.
@@ -119,6 +144,7 @@ type consulTrap struct {
 func newConsulWay(t *testing.T, consul string) *consulWay {
 	t.Helper()
 	w := &consulWay{address: freeAddresses(t, 1)[0]}
+	w.mend()
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: consul})
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
 	forward.Transport = transport
@@ -126,7 +152,7 @@ func newConsulWay(t *testing.T, consul string) *consulWay {
 	server := &http.Server{Addr: w.address, Handler: http.HandlerFunc(func(out http.ResponseWriter, in *http.Request) {
 		p := w.trapped(in)
 		if p == nil {
-			forward.ServeHTTP(out, in)
+			w.serve(out, in, forward)
 			return
 		}
 		if p.received() {
