@@ -83,6 +83,10 @@ mutants: ## plant bugs in shards/, one at a time: the simulator must find each
 bench: tools build ## run every benchmark and rewrite the README's table of results
 	@go run ./bench all
 
+.PHONY: day
+day: tools ## a day of two regions in minutes, with warming and without (16 min): checks it and writes docs/day.html
+	@go run ./bench day $(ARGS)
+
 .PHONY: chaos
 chaos: tools ## kill everything, by seed, while a checker looks (20 min); ARGS="--for 2m --rate 300 --seed 7" and so on
 	@go run ./bench chaos $(ARGS)
