@@ -293,14 +293,7 @@ func (m *manager) note(e shards.Event) {
 
 // do acts on a node, if this control plane still may.
 func (m *manager) do(ctx context.Context, a shards.Action) {
-	until := m.store.leadsUntil()
-	if limit := time.Now().Add(actionTimeout); until.After(limit) {
-		until = limit
-	}
-	ctx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	view, err := m.client(a.Node).Do(ctx, a)
-	m.health.acted(a.Node)
+	view, err := m.act(ctx, a)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if view.RunID != "" {
@@ -313,6 +306,21 @@ func (m *manager) do(ctx context.Context, a shards.Action) {
 		m.log.Info("an action on a node", "action", a.Op, "shard", a.Shard, "node", a.Node, "epoch", a.Epoch)
 	}
 	signal(m.wake)
+}
+
+func (m *manager) act(ctx context.Context, a shards.Action) (shards.Node, error) {
+	if a.Op == shards.Clear {
+		return shards.Node{}, m.clear(ctx, a) // which costs misses at worst, whoever leads
+	}
+	until := m.store.leadsUntil()
+	if limit := time.Now().Add(actionTimeout); until.After(limit) {
+		until = limit
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	view, err := m.client(a.Node).Do(ctx, a)
+	m.health.acted(a.Node)
+	return view, err
 }
 
 // client is the one for actions on a node.

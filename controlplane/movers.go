@@ -270,6 +270,28 @@ func (m *manager) fence(ctx context.Context, address string, login uint64) error
 	return m.client(address).Fence(ctx, login)
 }
 
+// clearTimeout bounds how long a node is cleared that is to be promoted.
+const clearTimeout = 30 * time.Second
+
+// clear removes the keys on a node that its pool's handoff moves.
+func (m *manager) clear(ctx context.Context, a shards.Action) error {
+	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
+	defer cancel()
+	m.mu.Lock()
+	pool := m.pools[a.Shard].Name
+	state, _ := m.machine.State()
+	m.mu.Unlock()
+	now, ok := m.spec(shards.Move{Pool: pool, Handoff: state.Handoffs[pool].ID})
+	if !ok || now.Handoff == 0 {
+		return fmt.Errorf("pool %q is in no handoff any more", pool)
+	}
+	keys, err := handoff.Clear(ctx, now.spec, a.Shard, a.Node)
+	if err == nil {
+		m.log.Info("a node that is promoted has none of the keys that move", "shard", a.Shard, "node", a.Node, "removed", keys)
+	}
+	return err
+}
+
 // unread takes in of which pools a shard that leaves has a journal that is not read to its end.
 func (m *manager) unread(pools map[string]string) {
 	m.with(func(time.Time) { m.machine.Unread(pools) })

@@ -35,6 +35,13 @@ func (d *deciding) promoted(member Member, c Change) bool {
 	return n != nil && n.at.After(d.memory[member.Shard].begun) && n.Role == mesh.Primary && n.Epoch == c.Epoch && !d.replaced(c)
 }
 
+// mustClear says whether a change's node may have keys that were removed at the primary that is lost, because another shard has them by now
+// too: the pool has flipped and not yet purged.
+func (d *deciding) mustClear(member Member, c Change) bool {
+	h, busy := d.next.Handoffs[member.Pool]
+	return busy && (h.Step == mesh.Flipping || h.Step == mesh.Purging) && c.Kind == Failover && !c.Fresh && d.memory[member.Shard].cleared != c.To
+}
+
 // replaced says whether the change's node has another process than the one that was chosen.
 func (d *deciding) replaced(c Change) bool {
 	return c.RunID != "" && d.alive(d.now, c.To) && d.nodes[c.To].RunID != c.RunID
@@ -42,7 +49,8 @@ func (d *deciding) replaced(c Change) bool {
 
 // promote makes the change's node a primary, or gives up on it.
 func (d *deciding) promote(member Member, s Shard, c Change) {
-	if d.promoted(member, c) {
+	promoted := d.promoted(member, c)
+	if promoted && !d.mustClear(member, c) {
 		d.commit(member.Shard, s, c)
 		return
 	}
@@ -58,6 +66,8 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	case d.alive(d.now, c.To) && k.refusals >= maxRefusals && d.other(member, s, c):
 		k.refused[c.To] = d.now
 		d.again(member, s, c, "is not made primary: "+k.tried.Error())
+	case d.alive(d.now, c.To) && promoted:
+		d.act(Action{Op: Clear, Shard: member.Shard, Node: c.To, Epoch: c.Epoch})
 	case d.alive(d.now, c.To):
 		d.act(Action{Op: Promote, Shard: member.Shard, Node: c.To, Epoch: c.Epoch, Fresh: c.Fresh, RunID: c.RunID})
 	case since >= d.config.DownAfter:

@@ -199,12 +199,20 @@ func (d *deciding) move(pool string, h Handoff) (m Move, whole bool) {
 	return Move{Pool: pool, Handoff: h.ID, Step: h.Step, Owners: strings.Join(owners, " ")}, true
 }
 
-// allWell says whether every shard of the next ring can serve now.
+// allWell says whether every shard of the next ring can serve now. The replicas of one that is added have its data first.
 func (d *deciding) allWell(h Handoff) bool {
 	return !slices.ContainsFunc(h.To.Shards, func(p Place) bool {
 		s := d.next.Shards[p.Shard]
-		return !d.well(s) || s.Change != nil && s.Change.Phase != Serving
+		return !d.well(s) || s.Change != nil && s.Change.Phase != Serving || !has(h.From.Shards, p.Shard) && !d.inSync(p.Shard, s)
 	})
+}
+
+// inSync says whether all replicas of a shard that answer have its data.
+func (d *deciding) inSync(shard string, s Shard) bool {
+	i := slices.IndexFunc(d.members, func(m Member) bool { return m.Shard == shard })
+	return i >= 0 && (d.members[i].Follow || !slices.ContainsFunc(d.members[i].Nodes, func(address string) bool {
+		return address != s.Primary && d.alive(d.now, address) && !d.nodes[address].Linked
+	}))
 }
 
 // flip has the next ring served.

@@ -288,6 +288,33 @@ func TestAMoveCountsForThePrimariesThatItHad(t *testing.T) {
 	}
 }
 
+func TestWhoIsPromotedInAFlipIsClearedFirst(t *testing.T) {
+	h := newHanded(t, false, "x", "y")
+	var cleared []string
+	h.refuses = func(a Action) bool {
+		if a.Op == Clear {
+			if s := h.shard(a.Shard); s.Primary == a.Node {
+				t.Errorf("%s is served before it is cleared", a.Node)
+			}
+			cleared = append(cleared, a.Node)
+		}
+		return a.Op == Clear && len(cleared) < 3
+	}
+	h.tick = func() {
+		h.fails = nil
+		if h.m.state.Handoffs["p"].Step == mesh.Flipping && h.shard("u").Primary == "e" {
+			h.dead["e"], h.fails = true, errTest
+		}
+		h.follow()
+	}
+	h.add()
+	h.run(20 * time.Second)
+	h.is("1: s*1 t*1 u*1", false)
+	if u := h.shard("u"); u.Primary != "f" || !slices.Equal(cleared, []string{"f", "f", "f"}) {
+		t.Errorf("%+v, cleared were %v", u, cleared)
+	}
+}
+
 func TestARingChangesOnlyWithAHandoff(t *testing.T) {
 	h := newHanded(t, false, "x")
 	h.add()

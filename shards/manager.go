@@ -61,6 +61,7 @@ const (
 	Demote   Op = "demote"   // make Node a replica of Of
 	Mirror   Op = "mirror"   // write Epoch on Node
 	Restart  Op = "restart"  // end Node's process; whoever runs it starts it again
+	Clear    Op = "clear"    // remove the keys on Node that a handoff under way moves
 )
 
 // Action is something to be done to a node.
@@ -195,6 +196,8 @@ type memory struct {
 	ended time.Time // when that was
 	// handed is that this manager has handed the shard over, and the old primary does not go on.
 	handed bool
+	// cleared is the change's node, if it has none of the keys that a handoff moves.
+	cleared string
 	// How often in a row the change's node was not made primary, and when others were given up for that.
 	refusals int
 	refused  map[string]time.Time
@@ -402,6 +405,10 @@ func (m *Manager) Done(now time.Time, a Action, err error) {
 		return
 	}
 	switch a.Op {
+	case Clear:
+		if k := m.memory[a.Shard]; k != nil {
+			k.cleared = a.Node
+		}
 	case Promote, Handover:
 		if n := m.nodes[a.Node]; n != nil {
 			n.served = n.RunID
@@ -438,7 +445,7 @@ func (m *Manager) remember(now time.Time) {
 			phase = s.Change.Phase
 		}
 		if phase != k.phase {
-			k.phase, k.begun, k.tried, k.ended, k.handed, k.refusals, k.refused = phase, now, nil, time.Time{}, false, 0, map[string]time.Time{}
+			k.phase, k.begun, k.tried, k.ended, k.handed, k.cleared, k.refusals, k.refused = phase, now, nil, time.Time{}, false, "", 0, map[string]time.Time{}
 		}
 	}
 }
