@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/examples/twitter/app"
+	"github.com/cachemesh/cachemesh/examples/twitter/day"
 	"github.com/cachemesh/cachemesh/examples/twitter/load"
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -80,34 +81,40 @@ func TestSeedIsIdempotent(t *testing.T) {
 	}
 }
 
-// Two regions are served, one is loaded, and then the other's app is stopped.
-func TestSeedServeLoadStop(t *testing.T) {
+// apps are two regions' on a small world.
+type apps struct {
+	db        string
+	regions   []string
+	urls      []string
+	processes []*process.Process
+}
+
+func startApps(ctx context.Context, t *testing.T) apps {
+	t.Helper()
 	dir := t.TempDir()
-	db := "sqlite:" + filepath.Join(dir, "db")
-	if _, stderr, status := twitter(t, "seed", "--db", db, "--users", "60", "--tweets", "300"); status != 0 {
+	a := apps{db: "sqlite:" + filepath.Join(dir, "db"), regions: []string{"us-east", "eu-west"}}
+	if _, stderr, status := twitter(t, "seed", "--db", a.db, "--users", "60", "--tweets", "300"); status != 0 {
 		t.Fatal(stderr)
 	}
 	ports, err := process.FreePorts(4)
 	if err != nil {
 		t.Fatal(err)
 	}
-	regions := []string{"us-east", "eu-west"}
-	url := func(i int) string { return fmt.Sprintf("http://127.0.0.1:%d", ports[i]) }
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
-	var apps []*process.Process
-	for i, region := range regions {
+	for i := range a.regions {
+		a.urls = append(a.urls, fmt.Sprintf("http://127.0.0.1:%d", ports[i]))
+	}
+	for i, region := range a.regions {
 		cache, err := process.Redis{Port: ports[2+i], Dir: dir}.Start(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer cache.Stop(time.Second)
+		t.Cleanup(func() { cache.Stop(time.Second) })
 		serving, err := process.Start(ctx, process.Spec{
 			Name: region, Path: os.Args[0], Env: []string{asProgram + "=1"}, Log: filepath.Join(dir, region+".log"),
-			Args: []string{"serve", "--listen", fmt.Sprintf("127.0.0.1:%d", ports[i]), "--region", region, "--db", db,
-				"--redis", fmt.Sprintf("127.0.0.1:%d", ports[2+i]), "--peers", "us-east=" + url(0) + ",eu-west=" + url(1)},
+			Args: []string{"serve", "--listen", fmt.Sprintf("127.0.0.1:%d", ports[i]), "--region", region, "--db", a.db,
+				"--redis", fmt.Sprintf("127.0.0.1:%d", ports[2+i]), "--peers", "us-east=" + a.urls[0] + ",eu-west=" + a.urls[1]},
 			Ready: func(context.Context, int) error {
-				resp, err := http.Get(url(i) + "/healthz")
+				resp, err := http.Get(a.urls[i] + "/healthz")
 				if err == nil {
 					resp.Body.Close()
 				}
@@ -117,9 +124,59 @@ func TestSeedServeLoadStop(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer serving.Kill()
-		apps = append(apps, serving)
+		t.Cleanup(serving.Kill)
+		a.processes = append(a.processes, serving)
 	}
+	return a
+}
+
+// Two regions live a day of seconds.
+func TestDay(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	a := startApps(ctx, t)
+	// 24 hours in 9 seconds, from 2 seconds from now on.
+	clock := "2026-01-12T00:00:00Z@" + time.Now().Add(2*time.Second).UTC().Format(time.RFC3339) + "*9600"
+	stdout, stderr, status := twitter(t, "day", "--target", "us-east="+a.urls[0], "--target", "eu-west="+a.urls[1], "--zone", "us-east=America/New_York", "--zone", "eu-west=Europe/Paris",
+		"--db", a.db, "--clock", clock, "--peak", "150", "--check", "0.2")
+	if status != 0 {
+		t.Fatalf("exit status %d\n%s", status, stderr)
+	}
+	samples, posted, reads := map[string]day.Sample{}, map[string]int{}, 0
+	for _, line := range strings.Split(strings.TrimSpace(stdout), "\n") {
+		var l struct {
+			day.Sample
+			Happening string         `json:"happening"`
+			Regions   map[string]int `json:"regions"`
+		}
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatalf("%v in %s", err, line)
+		}
+		switch l.Kind {
+		case "sample":
+			samples[l.Region] = l.Sample
+		case "posted":
+			posted[l.Happening]++
+		case "read":
+			reads = l.Regions["us-east"] + l.Regions["eu-west"]
+		}
+	}
+	for _, region := range a.regions {
+		if s := samples[region]; s.Day < 20 || s.Hits == 0 || s.DBReads == 0 {
+			t.Errorf("the last of %s is %+v", region, s)
+		}
+	}
+	if posted[day.Celebrity] != 1 || posted[day.Match] == 0 || reads == 0 {
+		t.Errorf("posted were %v, and the celebrity's tweet was read %d times", posted, reads)
+	}
+}
+
+// Two regions are served, one is loaded, and then the other's app is stopped.
+func TestSeedServeLoadStop(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	served := startApps(ctx, t)
+	db, apps, url := served.db, served.processes, func(i int) string { return served.urls[i] }
 
 	stdout, stderr, status := twitter(t, "load", "--targets", url(0), "--region", "us-east", "--db", db, "--rate", "150", "--for", "3s", "--check", "0.5", "-o", "json")
 	if status != 0 {
