@@ -58,6 +58,7 @@ prefix: ""`
       onReturn: true
       keys: {route: "item:"}
       source: {region: nearest}
+      budget: {keysPerSecond: 50000}
 `
 )
 
@@ -159,8 +160,7 @@ func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, plan
 	}
 	accepting := time.Now()
 	from := int(accepting.Sub(app.began)/sliceOf) + 1
-	end, err := app.recovery(ctx, from, coldRecovered*former)
-	if err != nil {
+	if err := app.recovery(ctx, from, coldRecovered*former); err != nil {
 		return nil, err
 	}
 	stop()
@@ -170,6 +170,10 @@ func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, plan
 		return nil, err
 	}
 	seen := app.last()
+	end, ok := recovered(seen, from, coldRecovered*former)
+	if !ok {
+		return nil, fmt.Errorf("the hit rate seemed to be %.3f again, and was not", coldRecovered*former)
+	}
 	f := &coldFigures{Former: rounded(former), Seconds: rounded((time.Duration(end-from) * sliceOf).Seconds())}
 	for i, s := range seen {
 		f.Wrong += s.Wrong
@@ -189,18 +193,19 @@ func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, plan
 	return f, nil
 }
 
-// recovery waits for the slice at whose end the hit rate is so high again, and a moment longer.
-func (a *coldApp) recovery(ctx context.Context, from int, rate float64) (int, error) {
+// recovery waits until the hit rate is so high again.
+func (a *coldApp) recovery(ctx context.Context, from int, rate float64) error {
+	// Of younger slices some requests are not answered, misses more often than hits.
+	const answered = int(3 * time.Second / sliceOf)
 	ctx, cancel := context.WithTimeoutCause(ctx, a.plan.patience, fmt.Errorf("the hit rate is not %.3f again after %s", rate, a.plan.patience))
 	defer cancel()
 	for {
 		seen := a.last()
-		// Requests of the last moments are not all answered.
-		if end, ok := recovered(seen[:max(0, len(seen)-2)], from, rate); ok {
-			return end, waitFor(ctx, 2*time.Second)
+		if _, ok := recovered(seen[:max(0, len(seen)-answered)], from, rate); ok {
+			return nil
 		}
 		if err := waitFor(ctx, sliceOf); err != nil {
-			return 0, err
+			return err
 		}
 	}
 }
