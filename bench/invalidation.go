@@ -164,6 +164,9 @@ func (r *invalidationResult) among(ctx context.Context, s settings, plan invalid
 		{name: "cachemesh", prefix: coherentPrefix, clients: clients, part: part},
 		{name: "pubsub", prefix: pubsubPrefix, clients: clients, part: part, tell: peer.tell},
 	}
+	if err := contenders[0].linked(ctx); err != nil {
+		return err
+	}
 	for _, delay := range plan.delays {
 		for _, way := range ways {
 			way.SetDelay(delay)

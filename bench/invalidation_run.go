@@ -67,6 +67,27 @@ func (v *invalidator) invalidate(ctx context.Context, home int, key string) (tim
 	return time.Now(), err
 }
 
+// linked waits until what any region invalidates reaches all others: a control plane waits two seconds for agents before it decides who
+// follows which journal.
+func (v *invalidator) linked(ctx context.Context) error {
+	keys, err := v.cached(ctx, "linked", 20*len(v.clients)) // enough to meet every shard
+	if err != nil {
+		return err
+	}
+	for i, key := range keys {
+		if _, err := v.invalidate(ctx, i%len(v.clients), key); err != nil {
+			return err
+		}
+	}
+	return eventually(ctx, "look whether regions are linked", func(ctx context.Context) error {
+		n, err := v.lost(ctx, keys)
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d of %d keys are not invalidated everywhere", n, len(keys))
+		}
+		return err
+	})
+}
+
 // served returns those of the keys whose old value a region serves.
 func (v *invalidator) served(ctx context.Context, region int, keys []string) (old []string, err error) {
 	for part := range slices.Chunk(keys, fetched) {
