@@ -32,7 +32,7 @@ type coldPlan struct {
 var (
 	coldFull = coldPlan{keys: 100_000, bytes: 200, alpha: coldCluster().Alpha, rate: 2500, databaseReads: 500, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
 		before: 20 * time.Second, away: time.Second, patience: 10 * time.Minute}
-	coldQuick = coldPlan{keys: 4_000, bytes: 200, alpha: coldCluster().Alpha, rate: 500, databaseReads: 300, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
+	coldQuick = coldPlan{keys: 2_000, bytes: 200, alpha: coldCluster().Alpha, rate: 500, databaseReads: 200, databaseLatency: 5 * time.Millisecond, ttl: time.Hour,
 		before: 3 * time.Second, away: 300 * time.Millisecond, patience: time.Minute}
 )
 
