@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cachemesh/cachemesh/certs"
 	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/mesh"
 )
 
 // Config says what one sidecar is and where it listens.
@@ -32,14 +34,16 @@ type Config struct {
 	// Addresses are where applications reach Redis; socket paths are relative to Dir.
 	Addresses envoy.Addresses
 	Admin     string // host:port of Envoy's admin interface
-	// Metrics is IP:port of the agent's HTTP server, which only reads and shows no secret; beyond loopback with Insecure only.
+	// Metrics is IP:port of the agent's HTTP server, which shows no secret, and takes events from this host only; beyond loopback with Insecure only.
 	Metrics  string
 	Insecure bool
 	// Link is IP:port where agents of other regions connect; "" is nowhere, and then this agent follows no journals either. With a certificate in TLS,
 	// they need one of the same authorities; without, it is plaintext, beyond loopback with Insecure only.
-	Link     string
-	Identity certs.Rule // how a certificate names its sidecar; "" is by SPIFFE id
-	Envoy    string     // path of the Envoy program
+	Link string
+	// EventsStream is the key of a Redis Stream to which the application adds events for warming; "" is none.
+	EventsStream string
+	Identity     certs.Rule // how a certificate names its sidecar; "" is by SPIFFE id
+	Envoy        string     // path of the Envoy program
 	// Concurrency is the number of Envoy's worker threads; 0 is 1.
 	Concurrency int
 	// DrainTimeout bounds how long a stopping sidecar waits for its clients; 0 is 5 s.
@@ -121,6 +125,9 @@ func (c Config) validate() error {
 	}
 	if err := c.validateLink(); err != nil {
 		return err
+	}
+	if len(c.EventsStream) > 512 || strings.HasPrefix(c.EventsStream, mesh.ReservedPrefix) {
+		return fmt.Errorf("events stream: %.100q cannot be its key: choose a shorter one that does not begin with %s", c.EventsStream, mesh.ReservedPrefix)
 	}
 	for _, path := range c.sockets() {
 		if len(path) > maxSocketPath {

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// handler serves /metrics, /healthz, /readyz and /status.
+// handler serves /metrics, /healthz, /readyz and /status, and takes /v1/events.
 func (a *agent) handler() http.Handler {
 	registry := prometheus.NewRegistry()
 	// Envoy's own metrics have these labels from its bootstrap.
@@ -44,6 +44,7 @@ func (a *agent) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a.status())
 	})
+	mux.HandleFunc("POST /v1/events", a.reporting.warmth.events.post)
 	return mux
 }
 

@@ -99,6 +99,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		counter(nullCommands, n, shard)
 	}
 	c.agent.carrier.collect(out)
+	c.agent.reporting.warmth.collect(out)
 	gauge(xdsAge, time.Since(s.XDS.Changed).Seconds())
 	gauge(xdsVersion, 1, s.XDS.Version)
 }

@@ -62,6 +62,7 @@ type reportStream struct {
 	name    string      // host:port that was resolved
 	address string      // IP:port
 	forget  *time.Timer // runs while there is no stream
+	events  uint64      // number of the next event that it is told of
 
 	current   bool // name still resolves to address
 	connected bool
@@ -194,12 +195,18 @@ func (r *reporting) stream(ctx, alive context.Context, s *reportStream) error {
 		report.Pairs = r.link.pairs()
 		report.Notices, noticed = r.link.notices(noticed)
 		report.Rings = r.rings()
+		var tell bool
+		var next uint64
+		report.Events, next, tell = r.warmth.events.from(s.events)
+		_, report.Dropped = r.warmth.events.counts()
 		if stream.Send(report) != nil {
 			return <-received // which says why
 		}
+		s.events = next
+		r.warmth.events.sent(next)
 		sent, follows := time.Now(), len(report.Pairs) > 0 || slices.ContainsFunc(report.Rings, func(g *reports.Ring) bool { return g.GetHandoff() != 0 })
 		report = new(reports.Report)
-		if more > 0 {
+		if more > 0 || tell {
 			continue
 		}
 		switch {

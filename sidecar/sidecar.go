@@ -176,6 +176,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
 	r.planes.behind, reporting.behind = reporting.isBehind, r.reconsider
 	link.links.OnNotice(reporting.acknowledged)
+	reporting.warmth.events.wake = reporting.acknowledged
 	standIns, err := newStandIns(c.Dir, c.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("stand-ins: %w", err)
@@ -234,7 +235,7 @@ func (a *agent) run(ctx context.Context, metrics, links, xds net.Listener) error
 	part(func() error { return a.relay.save(serving, filepath.Join(a.config.Dir, resourcesFile)) })
 	part(func() error { return a.topologies.save(serving, filepath.Join(a.config.Dir, topologyFile)) })
 	part(func() error { return a.link.run(serving, links) })
-	part(func() error { return a.reporting.warmth.loader.Run(serving) })
+	part(func() error { return a.reporting.warmth.run(serving) })
 	part(func() error { return a.reporting.run(serving) })
 	part(func() error { return a.sweep(serving) })
 	part(func() error { return a.supervisor.watch(serving) })

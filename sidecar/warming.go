@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -8,14 +9,19 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cachemesh/cachemesh/reports"
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/load"
 )
 
-// warmth is this agent's part of warming: it works on the runs that control planes give it.
+// warmth is this agent's part of warming: it works on the runs that control planes give it, and passes on what the application tells of.
 type warmth struct {
 	loader *load.Loader
+	events *events
+	stream *eventStream // nil without one
 	log    *slog.Logger
 
 	mu sync.Mutex
@@ -25,8 +31,43 @@ type warmth struct {
 }
 
 func newWarmth(c Config, l *link) *warmth {
-	return &warmth{log: c.Logger, runs: map[any][]warming.Run{},
+	w := &warmth{log: c.Logger, runs: map[any][]warming.Run{}, events: newEvents(),
 		loader: load.New(load.Config{Region: c.Region, Agent: c.Name, Version: c.Version, Dial: l.dial, Log: c.Logger})}
+	if c.EventsStream != "" {
+		w.stream = &eventStream{key: c.EventsStream, agent: c.Name, events: w.events, at: w.loader.At, log: c.Logger}
+	}
+	return w
+}
+
+// run works until ctx ends.
+func (w *warmth) run(ctx context.Context) error {
+	var group errgroup.Group
+	if w.stream != nil {
+		group.Go(func() error { return w.stream.run(ctx) })
+	}
+	group.Go(func() error { return w.loader.Run(ctx) })
+	return group.Wait()
+}
+
+var (
+	warmedKeys  = desc("warming_keys_total", "Keys of warming runs that this agent has worked on, by what became of them.", "result")
+	warmedBytes = desc("warming_bytes_total", "Bytes of keys and values that it has loaded.")
+	eventsTotal = desc("events_total", "Events of the application, by whether they were taken or dropped.", "result")
+)
+
+// collect sends what was counted.
+func (w *warmth) collect(out chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
+	n := w.loader.Counts()
+	for result, count := range map[string]uint64{"loaded": n.Loaded, "there": n.There, "refused": n.Refused, "missing": n.Missing, "failed": n.Failed, "memory": n.Memory} {
+		counter(warmedKeys, count, result)
+	}
+	counter(warmedBytes, n.Bytes)
+	taken, dropped := w.events.counts()
+	counter(eventsTotal, taken, "taken")
+	counter(eventsTotal, dropped, "dropped")
 }
 
 // follow takes in the runs that a control plane gives, or says why it cannot, and then those before stay.

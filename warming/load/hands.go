@@ -336,7 +336,7 @@ func (j *job) count(it *source.Item, fate byte, o *outcome) {
 		o.counts.Bytes += n
 		o.bytes += n
 		if hash := xxhash.Sum64(it.Key); j.queue.Wants(hash) {
-			s := queue.Sample{Key: string(it.Key), Hash: hash, Loaded: time.Now()}
+			s := queue.Sample{Key: string(it.Key), Hash: hash, Loaded: time.Now(), Fate: queue.Unread}
 			if it.TTL > 0 {
 				s.Ends = s.Loaded.Add(time.Duration(float64(it.TTL) * (1 - j.r.Spread)))
 			}

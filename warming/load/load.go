@@ -65,6 +65,9 @@ func (l *Loader) Update(t *mesh.Topology) {
 	l.at.Store(m)
 }
 
+// At is where the region's keys are; nil before the first Update.
+func (l *Loader) At() *place.Map { return l.at.Load() }
+
 // Follow says which runs there are. Those that are over are looked at once in a while, to see whether what they loaded is read.
 func (l *Loader) Follow(runs []warming.Run) {
 	l.mu.Lock()

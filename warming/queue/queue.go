@@ -7,7 +7,8 @@
 //	cachemesh:warm:RUN         hash: state, counts, what the budget still owes
 //	cachemesh:warm:RUN:chunks  stream with the consumer group "agents": the chunks that are not done
 //	cachemesh:warm:RUN:sample  sorted set: some of the keys that were loaded, by a hash of the key, the least of all
-//	cachemesh:warm:RUN:seen    hash: KEY → what is known of its use, see Look
+//	cachemesh:warm:RUN:seen    hash: of those, KEY → what is known of its use
+//	cachemesh:warm:RUN:look    which agent looked last, for a while
 //
 // It holds keys, never values, and at most a few chunks ahead of the agents: a chunk that lists keys names the next one when it is done listing.
 package queue
@@ -152,7 +153,7 @@ func (q *Queue) Remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return client.Unlink(ctx, q.keys(":chunks", ":sample", ":seen")...).Err()
+	return client.Unlink(ctx, q.keys(":chunks", ":sample", ":seen", ":look")...).Err()
 }
 
 // Chunk is a part of a run: keys, or what is listed from a cursor on.
@@ -267,14 +268,6 @@ func chunkSize(r *warming.Run) int {
 	return ChunkKeys
 }
 
-// Sample is a key that was loaded, for Look.
-type Sample struct {
-	Key    string
-	Hash   uint64
-	Loaded time.Time
-	Ends   time.Time // when it expires; zero is never
-}
-
 // Done says what became of a chunk's keys, and ends it. It says false if another agent has done so before: then nothing is counted.
 func (q *Queue) Done(ctx context.Context, c *Chunk, r *warming.Run, n warming.Counts, bytes uint64, samples []Sample) (bool, error) {
 	b := r.Budget
@@ -287,7 +280,7 @@ func (q *Queue) Done(ctx context.Context, c *Chunk, r *warming.Run, n warming.Co
 		args = append(args, *v)
 	}
 	for _, s := range samples {
-		args = append(args, s.Hash>>hashShift, s.Key, seen(s))
+		args = append(args, s.Hash>>hashShift, s.Key, s.seen())
 	}
 	reply, err := q.run(ctx, doneScript, args...)
 	if err != nil {

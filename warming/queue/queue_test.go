@@ -258,7 +258,7 @@ func TestSampleIsBounded(t *testing.T) {
 		var samples []Sample
 		for j := range maxSample {
 			hash := uint64(i*maxSample+j) << 40
-			samples = append(samples, Sample{Key: fmt.Sprint(i, "-", j), Hash: hash, Loaded: time.Now()})
+			samples = append(samples, Sample{Key: fmt.Sprint(i, "-", j), Hash: hash, Loaded: time.Now(), Fate: Unread})
 		}
 		if _, err := q.Done(t.Context(), c, r, warming.Counts{Loaded: ChunkKeys}, 0, samples); err != nil {
 			t.Fatal(err)
