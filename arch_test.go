@@ -42,7 +42,7 @@ var allowed = map[string][]string{
 	"sim/mutants":               {},
 	"controlplane/xds":          {"envoy"},
 	"controlplane":              {"certs", "consul", "controlplane/xds", "envoy", "handoff", "mesh", "node", "regions/holdoff", "regions/journal", "reports", "shards", "warming", "warming/place", "warming/queue"},
-	"sidecar":                   {"certs", "commands", "envoy", "lane", "mesh", "node", "process", "regions", "regions/journal", "reports", "ring", "shards", "sidecar/null", "warming", "warming/load", "warming/place", "warming/queue"},
+	"sidecar":                   {"certs", "commands", "envoy", "handoff", "lane", "mesh", "node", "process", "regions", "regions/journal", "reports", "ring", "shards", "sidecar/null", "warming", "warming/load", "warming/place", "warming/queue"},
 	"sidecar/null":              {"resp"},
 	"inject":                    {},
 	"demo":                      {"certs", "consul", "mesh", "observability", "process"},

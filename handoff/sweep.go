@@ -55,8 +55,8 @@ func unlinkAll(ctx context.Context, l *link, keys [][]byte) (removed int64, err 
 	return removed, nil
 }
 
-// sweep removes from a node the keys that are foreign there.
-func sweep(ctx context.Context, l *link, foreign func(key []byte) bool) (removed int64, err error) {
+// sweep removes from a node the keys that are foreign there. It keeps the node busy for one part in share of the time.
+func sweep(ctx context.Context, l *link, share int, foreign func(key []byte) bool) (removed int64, err error) {
 	last := time.Now()
 	err = scan(ctx, l, func(keys [][]byte) error {
 		n, err := unlinkAll(ctx, l, slices.DeleteFunc(keys, func(k []byte) bool { return !foreign(k) }))
@@ -64,7 +64,7 @@ func sweep(ctx context.Context, l *link, foreign func(key []byte) bool) (removed
 		if err != nil {
 			return err
 		}
-		err = sleep(ctx, min(time.Since(last), time.Second)*(sweepShare-1))
+		err = sleep(ctx, min(time.Since(last), time.Second)*time.Duration(share-1))
 		last = time.Now()
 		return err
 	})
@@ -77,7 +77,7 @@ func (s *session) sweepAll(ctx context.Context, home func(moving) int) (removed 
 	group, ctx := errgroup.WithContext(ctx)
 	for i, l := range s.links {
 		group.Go(func() (err error) {
-			counts[i], err = sweep(ctx, l, func(k []byte) bool {
+			counts[i], err = sweep(ctx, l, sweepShare, func(k []byte) bool {
 				m, ok := s.arcs.owners(k)
 				return ok && home(m) != i
 			})
@@ -105,7 +105,7 @@ func Clear(ctx context.Context, s Spec, shard, address string) (keys int64, err 
 		return 0, err
 	}
 	defer l.close(errClosed)
-	return sweep(ctx, l, func(k []byte) bool {
+	return sweep(ctx, l, 1, func(k []byte) bool {
 		m, ok := a.owners(k)
 		return ok && (m.from != here || m.to != here)
 	})

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/lane"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/regions/journal"
@@ -18,11 +19,14 @@ import (
 // carrier has a lane for each shard whose socket is bound, and keeps them at what the region's topology says.
 type carrier struct {
 	log *slog.Logger
+	// both removes what is written of keys that move at their other owner.
+	both *handoff.Coexistence
 	// gap is told what a shard's journal lacks, before the write that it is about is answered.
 	gap func(shard string, g lane.Gap)
 
 	mu      sync.Mutex
 	views   map[string]lane.View // by shard, of the topology that counts
+	pools   map[string]string    // of the shards
 	lanes   map[string]*carried
 	running sync.WaitGroup
 }
@@ -34,7 +38,7 @@ type carried struct {
 }
 
 func newCarrier(log *slog.Logger) *carrier {
-	c := &carrier{log: log, lanes: map[string]*carried{}}
+	c := &carrier{log: log, both: handoff.NewCoexistence(log), lanes: map[string]*carried{}}
 	c.gap = func(shard string, g lane.Gap) {
 		log.Warn("a shard's journal lacks something", "shard", shard, "epoch", g.Epoch, "reason", g.Reason, "keys", len(g.Removed))
 	}
@@ -43,17 +47,36 @@ func newCarrier(log *slog.Logger) *carrier {
 
 // follow makes the lanes follow a topology. When it returns, no write that comes begins to go where the topology before said.
 func (c *carrier) follow(t *mesh.Topology) {
-	views := laneViews(*t)
+	c.both.Update(t)
+	views := laneViews(*t, c.both.Pair)
+	pools := map[string]string{}
+	for _, p := range t.Pools {
+		for _, s := range p.Members() {
+			pools[s.Name] = p.Name
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.views = views
+	c.views, c.pools = views, pools
 	for shard, l := range c.lanes {
 		l.server.Update(views[shard])
 	}
 }
 
-// laneViews are what the lanes of a topology must know, by shard.
-func laneViews(t mesh.Topology) map[string]lane.View {
+// settled says whether the lanes of a pool have answered all that began as topologies before the last one said.
+func (c *carrier) settled(pool string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for shard, l := range c.lanes {
+		if c.pools[shard] == pool && !l.server.Settled() {
+			return false
+		}
+	}
+	return true
+}
+
+// laneViews are what the lanes of a topology must know, by shard. pair knows the keys of a pool that move.
+func laneViews(t mesh.Topology, pair func(pool string) *handoff.Pair) map[string]lane.View {
 	rings := map[string]*ring.Ring{}
 	for _, p := range t.Pools {
 		if t.PoolOnLanes(p) {
@@ -69,11 +92,11 @@ func laneViews(t mesh.Topology) map[string]lane.View {
 	}
 	views := map[string]lane.View{}
 	for _, p := range t.Pools {
-		for _, s := range p.Shards {
+		for _, s := range p.Members() {
 			if !t.PoolOnLanes(p) {
 				continue
 			}
-			v := lane.View{StandIn: s.StandIn, Epoch: s.Epoch, Access: p.Redis, Routes: p.Routes, ShardOf: shardOf}
+			v := lane.View{StandIn: s.StandIn, Epoch: s.Epoch, Access: p.Redis, Routes: p.Routes, ShardOf: shardOf, Pair: pair(p.Name), Login: p.Login}
 			if primary, ok := s.Primary(); ok {
 				v.Address = primary.Address
 			}
@@ -96,7 +119,7 @@ func (c *carrier) bind(shard, path string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := lane.New(lane.Config{Shard: shard, Encode: journal.Append, Log: c.log, Gap: func(g lane.Gap) { c.gap(shard, g) }}, c.views[shard])
+	s := lane.New(lane.Config{Shard: shard, Encode: journal.Append, Both: c.both, Log: c.log, Gap: func(g lane.Gap) { c.gap(shard, g) }}, c.views[shard])
 	c.lanes[shard] = &carried{s, l}
 	c.running.Go(func() { _ = s.Serve(l) }) // until it is closed
 	return nil
@@ -137,6 +160,7 @@ func (c *carrier) close() {
 		l.server.Close()
 	}
 	c.running.Wait()
+	c.both.Close()
 }
 
 func (c *carrier) all() map[string]*carried {

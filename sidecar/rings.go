@@ -12,7 +12,8 @@ import (
 type rings struct {
 	topology func() *mesh.Topology
 	orders   func() map[string]string // of Envoy's clusters
-	// settled says whether the lanes of a pool have had answers to all that they sent before they logged in as the topology says.
+	// settled says whether lanes and links have had answers to all that they sent of a pool before they knew what the topology says, or
+	// with another login.
 	settled func(pool string) bool
 	// kept are the keys of a pool that have yet to be removed at their other owner.
 	kept func(pool string) uint64
@@ -48,6 +49,11 @@ func (r *rings) report() (all []*reports.Ring) {
 // step is the last step of a pool's handoff that this sidecar has taken.
 func (r *rings) step(p mesh.Pool, followed bool) mesh.HandoffStep {
 	switch step := p.Handoff.Step; step {
+	case mesh.Preparing:
+		if !r.settled(p.Name) {
+			return mesh.Copying
+		}
+		return step
 	case mesh.Fencing, mesh.Flipping, mesh.Purging:
 		if !r.settled(p.Name) {
 			return mesh.Preparing

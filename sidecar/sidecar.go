@@ -172,7 +172,9 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	r.sourced = topologies.choose
 	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies, link)
 	topologies.subscribe(reporting.warmth.loader.Update)
-	reporting.rings = (&rings{topology: topologies.current, orders: r.orders, settled: func(string) bool { return true }, kept: func(string) uint64 { return 0 }}).report
+	reporting.rings = (&rings{topology: topologies.current, orders: r.orders,
+		settled: func(pool string) bool { return carrier.settled(pool) && link.applier.Settled() },
+		kept:    func(pool string) uint64 { return uint64(carrier.both.Kept(pool)) }}).report
 	r.changed, topologies.changed = reporting.acknowledged, reporting.acknowledged
 	r.planes.behind, reporting.behind = reporting.isBehind, r.reconsider
 	link.links.OnNotice(reporting.acknowledged)
