@@ -11,17 +11,19 @@ import (
 
 // agent is a sidecar: its agent witnesses, its Envoy routes as a control plane says, its application writes.
 type agent struct {
-	w      *world
-	id     int
-	name   string
-	up     bool
-	run    int
-	probes []*watch
-	planes []*report
-	source *report // whose topology it has
-	routes map[string]route
-	real   map[string]string // the last address of each shard
-	held   map[string][]func()
+	w         *world
+	id        int
+	name      string
+	up        bool
+	run       int
+	probes    []*watch
+	planes    []*report
+	source    *report // whose topology it has
+	routes    map[string]route
+	following map[string]shards.Following // which rings, by pool
+	taken     map[uint64]int              // the furthest step of each handoff
+	real      map[string]string           // the last address of each shard
+	held      map[string][]func()
 }
 
 // watch is a primary that an agent witnesses.
@@ -64,6 +66,7 @@ func (a *agent) start() {
 	a.probes, a.source, a.held = nil, nil, map[string][]func(){}
 	if a.routes == nil { // else they are on its disk
 		a.routes, a.real = map[string]route{}, map[string]string{}
+		a.taken = map[uint64]int{}
 	}
 	run, w := a.run, a.w
 	loop := func(interval time.Duration, do func()) {
@@ -142,6 +145,7 @@ func (a *agent) connect() {
 				r.c.receive(r.run, func() {
 					if r.number == number && len(r.c.pushed) > 0 {
 						r.topology(r.c.pushed)
+						r.follow(r.c.told)
 					}
 				})
 			})
@@ -161,6 +165,7 @@ func (r *report) open() {
 	for _, m := range a.w.members {
 		r.acknowledge(m.Shard)
 	}
+	r.follows()
 }
 
 // upwards sends the control plane something.

@@ -42,6 +42,7 @@ type judge struct {
 	writes   int32
 	lineages int
 	shards   map[string]*truth
+	handing  handing
 	rolled   bool // the store has lost something that nobody could give back
 }
 
@@ -70,7 +71,7 @@ type acknowledgement struct {
 }
 
 func (w *world) newJudge() {
-	w.judge = &judge{w: w, shards: map[string]*truth{}}
+	w.judge = &judge{w: w, shards: map[string]*truth{}, handing: handing{done: map[uint64]map[mesh.HandoffStep]string{}}}
 }
 
 func (j *judge) of(shard string) *truth {
@@ -112,6 +113,7 @@ func (j *judge) decided(c *plane, old shards.State, d shards.Decision) {
 	if d.Revision != j.w.consul.kept.revision {
 		return // it will be refused
 	}
+	j.handed(c, old, *d.State)
 	for _, m := range j.w.members {
 		before, known := old.Shards[m.Shard]
 		after, kept := d.State.Shards[m.Shard]

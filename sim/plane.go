@@ -39,7 +39,9 @@ type plane struct {
 	asked   map[string]time.Duration // probes under way, until when each is waited for
 	streams []*report                // of the agents, by their number
 	targets map[string][]shards.Target
-	pushed  map[string]route // by shard
+	pushed  map[string]route            // by shard
+	told    map[string]shards.Following // by pool: what agents are told of rings
+	moving  map[string]shards.Move      // by pool
 	waits   map[uint64]shards.Command
 	acts    bool // led at the last step
 
@@ -76,8 +78,9 @@ func (c *plane) start() {
 	c.run++
 	c.store = &store{c: c, lease: shards.NewLease(shards.DefaultTerms), known: c.disk, watched: c.clock()}
 	c.asked, c.targets, c.waits, c.pushed = map[string]time.Duration{}, map[string][]shards.Target{}, map[uint64]shards.Command{}, map[string]route{}
+	c.told, c.moving = nil, map[string]shards.Move{}
 	c.facts = newFacts()
-	c.manager = shards.New(shards.Config{Region: "here", Name: c.name, DownAfter: c.w.settings.downAfter, MaxLoss: 0.5,
+	c.manager = shards.New(shards.Config{Region: "here", Name: c.name, DownAfter: c.w.settings.downAfter, MaxLoss: 0.5, OpTimeout: opTimeout,
 		Wall: func(t time.Time) time.Time { return t.Add(c.wall).UTC() }})
 	var members []shards.Member
 	for _, m := range c.w.members {
@@ -243,7 +246,10 @@ func (c *plane) decide() {
 		}
 		c.w.logf("%s answers: %v %v", c.name, a.Event.Kind, a.Err)
 	}
-	if d.State == nil && len(d.Actions) == 0 {
+	if d.State == nil {
+		c.move(d.Moves)
+	}
+	if d.State == nil && len(d.Actions) == 0 || !c.up {
 		return
 	}
 	c.w.judge.decided(c, state, d)
@@ -349,6 +355,12 @@ func (c *plane) push() {
 		p.Shards = append(p.Shards, shard)
 	}
 	t, _ = shards.Topology(t, state)
+	if told := rings(t); !maps.Equal(told, c.told) {
+		c.told = told
+		for _, r := range c.streams {
+			r.follow(told)
+		}
+	}
 	next := map[string]route{}
 	for _, p := range t.Pools {
 		for _, shard := range p.Shards {
@@ -414,6 +426,7 @@ func clone(state shards.State) shards.State {
 		f.Lost = slices.Clone(f.Lost)
 		state.Frozen[name] = f
 	}
+	state.Rings, state.Handoffs = cloneRings(state.Rings), cloneHandoffs(state.Handoffs)
 	state.Events = slices.Clone(state.Events)
 	return state
 }

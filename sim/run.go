@@ -14,6 +14,7 @@ type settings struct {
 	kind                string
 	interval, downAfter time.Duration
 	writes              time.Duration // between two of an application
+	lanes               bool          // agents carry writes
 	mishap              int           // once in so many steps a control plane crashes or stands still there; 0 is never
 	from, until         time.Duration // of faults
 }
@@ -77,6 +78,7 @@ func (w *world) build() {
 		}
 		w.settings.mishap = pick(w, []int{0, 0, 500, 100, 25})
 	}
+	w.settings.lanes = w.chance(2)
 	w.count("run " + w.settings.kind)
 	planes, all, replicas, agents := 1+w.random.IntN(3), 1+w.random.IntN(3), w.random.IntN(3), 1+w.random.IntN(7)
 	if w.settings.kind == "one dead primary" {
@@ -91,6 +93,7 @@ func (w *world) build() {
 		if i == 2 {
 			m.Pool = "q"
 		}
+		m.Lanes = w.settings.lanes
 		for r := range replicas + 1 {
 			m.Nodes = append(m.Nodes, fmt.Sprintf("node%d%c", i, 'a'+r))
 		}
@@ -127,6 +130,9 @@ func (w *world) chaos() {
 	}
 	for n := w.random.IntN(6); n > 0; n-- {
 		w.after(w.between(w.settings.from, w.settings.until), w.operate)
+	}
+	for n := w.random.IntN(5); n > 0; n-- {
+		w.after(w.between(w.settings.from, w.settings.until), w.reshape)
 	}
 	w.run(w.settings.until, nil)
 	w.mend()
@@ -241,6 +247,9 @@ func (w *world) unsettled() string {
 	state := w.consul.kept.state
 	for pool := range state.Frozen {
 		return "pool " + pool + " is frozen"
+	}
+	for pool, h := range state.Handoffs {
+		return fmt.Sprintf("pool %s is in a handoff: %+v", pool, h)
 	}
 	for _, m := range w.members {
 		shard, ok := state.Shards[m.Shard]

@@ -17,7 +17,8 @@ func TestInvariantsHold(t *testing.T) {
 		}
 	}
 	for _, what := range []string{"change bootstrap", "change failover", "change switch", "change stand-in", "change recovery", "change epoch-raised", "change begun anew",
-		"switch abandoned", "switch in quiet times", "leader deposed", "state written again", "witness let go", "pool frozen", "action restart"} {
+		"switch abandoned", "switch in quiet times", "leader deposed", "state written again", "witness let go", "pool frozen", "action restart",
+		"handoff begun", "handoff flips", "handoff done", "handoff undone", "handoff with a late sidecar"} {
 		if counts[what] == 0 {
 			t.Errorf("no %s in all seeds", what)
 		}

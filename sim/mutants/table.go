@@ -70,6 +70,14 @@ var mutants = []mutant{
 		{"manager.go", "if !now.Before(until) {\n\t\tm.since = time.Time{}", "if !now.Before(until) {\n\t\tm.until = until"},
 	}},
 
+	// What a handoff waits for.
+	one("a handoff's step does not wait for its move", "handoff.go", " || k.ran != move || ", " || k.ran.Pool == \"\" || "),
+	one("a handoff's step does not wait for sidecars", "handoff.go", "case !whole || len(k.waits) > 0 || ", "case !whole || "),
+	one("late sidecars are fenced before the others are there", "handoff.go", "if h.Step == mesh.Fencing && len(k.waits) > 0 {", "if false {"),
+	one("a handoff begins in the place of another", "reshape.go", "; busy {\n		return fmt.Errorf(\"pool %q is in a handoff already", "; false && busy {\n		return fmt.Errorf(\"pool %q is in a handoff already"),
+	one("a handoff is undone after its flip", "reshape.go", "case h.Step == mesh.Flipping || h.Step == mesh.Purging:", "case false:"),
+	one("a move counts for other primaries than it had", "handoff.go", "fmt.Sprintf(\"%s@%d\", p.Shard, s.Epoch)", "fmt.Sprintf(\"%s\", p.Shard)"),
+
 	// What stays.
 	one("the guard is off", "guard.go", "return lost > fewest && ", "return false && lost > fewest && "),
 	one("a frozen pool changes", "decide.go", "case d.held[member.Pool]:", "case false:"),
