@@ -163,7 +163,12 @@ func (d *deciding) hand(member Member, s Shard, c Change) {
 	case !promoted && d.alive(d.now, c.From) && d.nodes[c.From].RunID != s.RunID:
 		d.abandon(member.Shard, s, c, c.From+" has restarted")
 	case !promoted && !late && k.tried == nil:
-		if held || waited >= holdFor {
+		if !held {
+			k.held = time.Time{}
+		} else if k.held.IsZero() {
+			k.held = d.now
+		}
+		if held && d.now.Sub(k.held) >= workersFor || waited >= holdFor {
 			d.act(a)
 		}
 	case !promoted && d.alone(k) && errors.Is(k.tried, ErrUndone):

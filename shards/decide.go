@@ -18,6 +18,9 @@ const (
 	servingFor = 2 * time.Second
 	// holdFor bounds how long a switch waits for sidecars to hold a shard's requests. They hold for 400 ms at most, and the handover takes 200.
 	holdFor = 150 * time.Millisecond
+	// workersFor is how long after that Envoy's workers may still send to the node before: they follow what Envoy has acknowledged a moment
+	// later, and a write that comes after the pause is answered READONLY.
+	workersFor = 25 * time.Millisecond
 )
 
 // deciding is a decision in the making. The state is copied when it is first changed.

@@ -68,6 +68,25 @@ func TestASwitchWhoseOldPrimaryOnlyTheControlPlaneMissesWaits(t *testing.T) {
 	w.isPrimary(t, "a", 3, SwitchFailed)
 }
 
+func TestAHandoverBeginsWhenEnvoysWorkersHoldToo(t *testing.T) {
+	w := newWorld(t, pair, "x")
+	w.run(4 * time.Second)
+	w.m.Ask(Command{Kind: Switch, Shard: "s"})
+	w.settle()
+	w.m.Acknowledged("x", "s", mesh.Hold.Path("s"))
+	w.settle()
+	w.now = w.now.Add(workersFor - time.Millisecond)
+	w.settle()
+	if b := w.nodes["b"]; b.Role != mesh.Replica || w.shard("s").Change == nil {
+		t.Fatalf("a worker may still send to the old primary: %+v", b)
+	}
+	w.now = w.now.Add(time.Millisecond)
+	w.settle()
+	if b := w.nodes["b"]; b.Role != mesh.Primary {
+		t.Errorf("%+v", b)
+	}
+}
+
 func TestASwitchThatDidNothingEndsAtOnce(t *testing.T) {
 	for _, anew := range []bool{false, true} {
 		w := newWorld(t, pair, "x")

@@ -192,6 +192,7 @@ type memory struct {
 	good  time.Time // when the primary gave its last good answer
 	phase Phase     // of the change, as of begun
 	begun time.Time // when this manager first saw the change in this phase
+	held  time.Time // when all sidecars were first seen to hold the shard's requests
 	tried error     // why the last action of the change failed
 	ended time.Time // when that was
 	// handed is that this manager has handed the shard over, and the old primary does not go on.
@@ -445,7 +446,7 @@ func (m *Manager) remember(now time.Time) {
 			phase = s.Change.Phase
 		}
 		if phase != k.phase {
-			k.phase, k.begun, k.tried, k.ended, k.handed, k.cleared, k.refusals, k.refused = phase, now, nil, time.Time{}, false, "", 0, map[string]time.Time{}
+			k.phase, k.begun, k.held, k.tried, k.ended, k.handed, k.cleared, k.refusals, k.refused = phase, now, time.Time{}, nil, time.Time{}, false, "", 0, map[string]time.Time{}
 		}
 	}
 }
