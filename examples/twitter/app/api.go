@@ -101,11 +101,12 @@ func (a *App) postTweet(w http.ResponseWriter, r *http.Request) error {
 	if passed, err := a.passOn(w, r, in.User); passed || err != nil {
 		return err
 	}
-	t, err := a.Store.Post(r.Context(), in.User, in.Text, time.Now())
+	t, followers, err := a.Store.Post(r.Context(), in.User, in.Text, time.Now())
 	if err != nil {
 		return err
 	}
-	a.startFanOut(t, in.Geo)
+	a.Events.tell(event{Type: "tweet.created", ID: t.ID, Author: eventAuthor{ID: t.User, Home: a.Region, Followers: len(followers)}, Geo: in.Geo, At: t.At})
+	a.startFanOut(t, followers)
 	writeJSON(w, http.StatusCreated, t)
 	return nil
 }

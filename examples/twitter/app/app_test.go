@@ -217,7 +217,7 @@ func TestRefillRaceWithPost(t *testing.T) {
 	reader := followers["us-east"][0]
 	var posted int64
 	hook.run = func() {
-		tweet, err := r.store.Post(t.Context(), author, "in between", time.Now())
+		tweet, _, err := r.store.Post(t.Context(), author, "in between", time.Now())
 		if err != nil {
 			t.Error(err)
 		}

@@ -31,25 +31,22 @@ type fanOut struct {
 	Followers []int64     `json:"followers"`
 }
 
-// startFanOut brings a new tweet to the cached timelines of the author's followers, after the answer to the author, and tells of it. If
+// startFanOut brings a new tweet to the cached timelines of the author's followers, after the answer to the author. If
 // the app is killed meanwhile, the timelines lack the tweet until they expire.
-func (a *App) startFanOut(t store.Tweet, geo *Place) {
+func (a *App) startFanOut(t store.Tweet, followers []int64) {
 	a.fanOuts.Go(func() error {
-		followers, err := backoff.Retry(a.stop, func() (map[string][]int64, error) {
-			return a.Store.Followers(a.stop, t.User)
-		}, backoff.WithMaxElapsedTime(fanOutPatience))
-		if err != nil {
-			a.fanOutErrors.Add(1)
-			a.Log.Error("fan-out failed", "tweet", t.ID, "error", err)
-			return nil
+		homes := make(map[string][]int64)
+		for _, user := range followers {
+			home, err := a.home(a.stop, user)
+			if err != nil {
+				a.fanOutErrors.Add(1)
+				a.Log.Error("fan-out failed", "tweet", t.ID, "follower", user, "error", err)
+				continue
+			}
+			homes[home] = append(homes[home], user)
 		}
-		count := 0
-		for _, users := range followers {
-			count += len(users)
-		}
-		a.Events.tell(event{Type: "tweet.created", ID: t.ID, Author: eventAuthor{ID: t.User, Home: a.Region, Followers: count}, Geo: geo, At: t.At})
 		var regions sync.WaitGroup
-		for region, users := range followers {
+		for region, users := range homes {
 			regions.Go(func() { a.fanOutTo(region, t, users) })
 		}
 		regions.Wait()

@@ -6,8 +6,8 @@ import "time"
 // assumption; the measurements of caches in production say nothing of the hour.
 var curve = [24]float64{0.35, 0.2, 0.1, 0.06, 0.05, 0.08, 0.2, 0.7, 1, 0.9, 0.7, 0.6, 0.65, 0.65, 0.6, 0.6, 0.62, 0.7, 0.8, 0.9, 1, 1, 0.9, 0.7}
 
-// posting is how many of those post who would in the evening, when most do: in the morning people read.
-var posting = [24]float64{0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.05, 0.05, 0.05, 0.05, 0.1, 0.2, 0.35, 0.35, 0.35, 0.4, 0.45, 0.55, 0.7, 0.85, 1, 1, 1, 0.9}
+// posting is how many of those post who would in the evening, when most do. There is news in the morning, too.
+var posting = [24]float64{0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.2, 0.4, 0.7, 0.85, 1, 1, 1, 0.9}
 
 // catchingUp is which part of the requests is for what has spread while people slept, whatever of it: in the morning they look through it.
 func catchingUp(at time.Time) float64 {

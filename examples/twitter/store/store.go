@@ -136,8 +136,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		{s.db, &st.replaced, `SELECT bio, at FROM changes WHERE user_id = $1 AND version = $2`},
 		{s.db, &st.timeline, `SELECT tweet_id FROM timelines WHERE user_id = $1 ORDER BY tweet_id DESC LIMIT $2`},
 		{s.db, &st.tweets, `SELECT id, user_id, text, at FROM tweets WHERE id IN (` + placeholders(1, TimelineLength) + `)`},
-		// Only posts ask for followers. They need not queue with the readers, who could be many.
-		{s.writer, &st.followers, `SELECT u.id, u.home FROM follows f JOIN users u ON u.id = f.follower_id WHERE f.followee_id = $1`},
+		{s.db, &st.followers, `SELECT u.id, u.home FROM follows f JOIN users u ON u.id = f.follower_id WHERE f.followee_id = $1`},
 		{s.db, &st.manyUsers, `SELECT id, name, home, bio, version FROM users WHERE id IN (` + placeholders(1, Many) + `)`},
 		{s.db, &st.manyTweets, `SELECT id, user_id, text, at FROM tweets WHERE id IN (` + placeholders(1, Many) + `)`},
 		{s.db, &st.spread, `SELECT t.tweet_id FROM timelines t JOIN users u ON u.id = t.user_id WHERE u.home = $1
@@ -149,7 +148,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		{s.writer, &st.setBio, `UPDATE users SET bio = $1, version = version + 1 WHERE id = $2`},
 		{s.writer, &st.addTweet, `INSERT INTO tweets (user_id, text, at) VALUES ($1, $2, $3) RETURNING id`},
 		{s.writer, &st.addToTimelines, `INSERT INTO timelines (user_id, tweet_id)
-			SELECT follower_id, CAST($1 AS BIGINT) FROM follows WHERE followee_id = $2`},
+			SELECT follower_id, CAST($1 AS BIGINT) FROM follows WHERE followee_id = $2 RETURNING user_id`},
 		// One tweet came into each timeline, so at most one is too old for it.
 		{s.writer, &st.trimTimelines, `DELETE FROM timelines WHERE (user_id, tweet_id) IN (
 			SELECT f.follower_id, (SELECT t.tweet_id FROM timelines t WHERE t.user_id = f.follower_id

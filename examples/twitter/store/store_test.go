@@ -60,12 +60,16 @@ func TestPostsAndSeedingLeaveTheSameTimelines(t *testing.T) {
 	posted := open(t, "sqlite:"+filepath.Join(t.TempDir(), "db"), 0)
 	seed(t, posted, small(0))
 	for _, tweet := range w.Tweets {
-		got, err := posted.Post(t.Context(), tweet.User, tweet.Text, time.UnixMilli(tweet.At))
+		got, followers, err := posted.Post(t.Context(), tweet.User, tweet.Text, time.UnixMilli(tweet.At))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got != tweet {
 			t.Errorf("posted %+v, want %+v", got, tweet)
+		}
+		slices.Sort(followers)
+		if want := map[int64][]int64{1: {2, 3}, 2: {3}}[tweet.User]; !slices.Equal(followers, want) {
+			t.Errorf("followers %v of user %d, want %v", followers, tweet.User, want)
 		}
 	}
 	for user := range int64(4) {
@@ -112,7 +116,7 @@ func TestTwoStoresWriteOneFile(t *testing.T) {
 		for range 4 {
 			wg.Go(func() {
 				for range posts / 8 {
-					if _, err := s.Post(t.Context(), 1, "hello", time.Now()); err != nil {
+					if _, _, err := s.Post(t.Context(), 1, "hello", time.Now()); err != nil {
 						t.Error(err)
 					}
 				}

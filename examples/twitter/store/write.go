@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"regexp"
 	"slices"
@@ -51,42 +52,59 @@ func (s *Store) setBio(ctx context.Context, user int64, bio string) error {
 	return tx.Commit()
 }
 
-// Post adds a tweet and puts it into the timelines of all followers, in one transaction.
-func (s *Store) Post(ctx context.Context, user int64, text string, at time.Time) (Tweet, error) {
+// Post adds a tweet and puts it into the timelines of all followers, whom it returns, in one transaction.
+func (s *Store) Post(ctx context.Context, user int64, text string, at time.Time) (Tweet, []int64, error) {
 	s.writes.Add(1)
 	t := Tweet{User: user, Text: text, At: at.UnixMilli()}
-	if err := s.post(ctx, &t); err != nil {
-		return Tweet{}, fmt.Errorf("post for user %d: %w", user, err)
+	followers, err := s.post(ctx, &t)
+	if err != nil {
+		return Tweet{}, nil, fmt.Errorf("post for user %d: %w", user, err)
 	}
-	return t, nil
+	return t, followers, nil
 }
 
-func (s *Store) post(ctx context.Context, t *Tweet) error {
+func (s *Store) post(ctx context.Context, t *Tweet) (followers []int64, err error) {
 	tx, err := s.writer.BeginTx(ctx, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer tx.Rollback()
 	if s.dialect.lockPosts != "" {
 		if _, err := tx.ExecContext(ctx, s.dialect.lockPosts); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := tx.StmtContext(ctx, s.stmts.addTweet).QueryRowContext(ctx, t.User, t.Text, t.At).Scan(&t.ID); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := tx.StmtContext(ctx, s.stmts.addToTimelines).ExecContext(ctx, t.ID, t.User); err != nil {
-		return err
+	if followers, err = addToTimelines(ctx, tx.StmtContext(ctx, s.stmts.addToTimelines), t); err != nil {
+		return nil, err
 	}
 	if _, err := tx.StmtContext(ctx, s.stmts.trimTimelines).ExecContext(ctx, TimelineLength, t.User); err != nil {
-		return err
+		return nil, err
 	}
 	for _, tag := range Hashtags(t.Text) {
 		if _, err := tx.StmtContext(ctx, s.stmts.addHashtag).ExecContext(ctx, tag, t.ID, t.At); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return tx.Commit()
+	return followers, tx.Commit()
+}
+
+func addToTimelines(ctx context.Context, stmt *sql.Stmt, t *Tweet) (followers []int64, err error) {
+	rows, err := stmt.QueryContext(ctx, t.ID, t.User)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		followers = append(followers, id)
+	}
+	return followers, rows.Err()
 }
 
 var hashtag = regexp.MustCompile(`#[\pL\pN_]+`)
