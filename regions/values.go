@@ -188,15 +188,28 @@ func (v *values) list(ctx context.Context, in *ListRequest) (*Page, error) {
 	err = v.with(ctx, at, func(p *node.Pipe) error {
 		told := v.telling(at, p)
 		defer v.told(at, told)
+		size := uint64(0)
+		if last != 0 {
+			if size, err = sizeOf(p); err != nil {
+				return err
+			}
+		}
 		for began := time.Now(); ; {
 			var keys [][]byte
-			if keys, cursor, err = scan(p, cursor, prefix, min(scanAtOnce, 4*told.atOnce), here); err != nil {
+			count := min(scanAtOnce, 4*told.atOnce)
+			if last != 0 {
+				count = closing(cursor, last, size, count)
+			}
+			if keys, cursor, err = scan(p, cursor, prefix, count, here); err != nil {
 				return err
+			}
+			over := cursor == 0 || last != 0 && !before(cursor, last)
+			if over && last != 0 && cursor != last && count == 1 {
+				keys = nil // they lie behind the end
 			}
 			if err := told.all(keys); err != nil {
 				return err
 			}
-			over := cursor == 0 || last != 0 && !before(cursor, last)
 			if over || told.keys >= pageKeys || len(told.items) >= pageBytes || time.Since(began) > pageTime || ctx.Err() != nil {
 				page.Items = told.items
 				if !over {
@@ -213,6 +226,25 @@ func (v *values) list(ctx context.Context, in *ListRequest) (*Page, error) {
 
 // before says whether Redis's scan comes to a before b: it counts from the highest bit down.
 func before(a, b uint64) bool { return bits.Reverse64(a) < bits.Reverse64(b) }
+
+// closing is how many keys to scan for, to come to the end and not beyond: half of those that are about to lie before it. A scan for one key ends
+// with the first place that has any.
+func closing(cursor, last, size uint64, most int) int {
+	part := float64(bits.Reverse64(last)-bits.Reverse64(cursor)) / (1 << 64)
+	left := int(part * float64(size) / 2)
+	if left < 16 {
+		return 1
+	}
+	return min(left, most)
+}
+
+func sizeOf(p *node.Pipe) (uint64, error) {
+	if err := p.Send(resp.AppendCommand(nil, "DBSIZE")); err != nil {
+		return 0, err
+	}
+	n, err := p.Integer()
+	return uint64(n), err
+}
 
 func parseCursor(text string) (shard string, cursor uint64, err error) {
 	shard, number, ok := strings.Cut(text, " ")
@@ -253,10 +285,7 @@ func (v *values) begin(ctx context.Context, pool string, prefix []byte) (*Page, 
 
 // estimate says how many of a shard's keys begin with a prefix, from some of them.
 func estimate(p *node.Pipe, prefix []byte) (uint64, error) {
-	if err := p.Send(resp.AppendCommand(nil, "DBSIZE")); err != nil {
-		return 0, err
-	}
-	size, err := p.Integer()
+	size, err := sizeOf(p)
 	if err != nil {
 		return 0, err
 	}
@@ -270,7 +299,7 @@ func estimate(p *node.Pipe, prefix []byte) (uint64, error) {
 	if err != nil || all == 0 {
 		return 0, err
 	}
-	return uint64(size) * uint64(match) / uint64(all), nil
+	return size * uint64(match) / uint64(all), nil
 }
 
 // scan returns those of about so many of a shard's keys that are wanted, and where to go on.

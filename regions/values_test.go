@@ -110,14 +110,14 @@ func TestAListEndsWhereItIsToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := asking(t, r)
-	cursor, seen, again := "users-0 0", map[string]bool{}, map[string]bool{}
+	cursor, seen, again := "users-0 0", map[string]int{}, map[string]int{}
 	for cursor != "" {
 		page, err := c.List(t.Context(), &ListRequest{Hello: helloTo(r), Cursor: cursor})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, i := range items(t, page.GetItems()) {
-			seen[string(i.Key)] = true
+			seen[string(i.Key)]++
 		}
 		until := ""
 		if len(page.GetNext()) > 0 {
@@ -129,13 +129,18 @@ func TestAListEndsWhereItIsToEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, i := range items(t, part.GetItems()) {
-				again[string(i.Key)] = true
+				again[string(i.Key)]++
 			}
 			if from = ""; len(part.GetNext()) > 0 {
 				from = part.GetNext()[0]
 			}
 		}
 		cursor = until
+	}
+	for key, n := range again {
+		if n != 1 || seen[key] != 1 {
+			t.Fatalf("%s is listed %d times, and %d times again", key, seen[key], n)
+		}
 	}
 	if len(seen) != keys || len(again) != keys {
 		t.Errorf("%d keys are listed, and %d the second time: there are %d", len(seen), len(again), keys)
