@@ -53,7 +53,8 @@ func newMetrics(c *ControlPlane) *metrics {
 		m.bytes.WithLabelValues(xds.ShortType(t))
 	}
 	prometheus.WrapRegistererWith(prometheus.Labels{"region": c.config.Region}, m.registry).MustRegister(
-		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, m.history.events, m.history.failovers, info, &meshCollector{c}, linkCollector{func() RegionsStatus { return c.links.status() }})
+		m.valid, m.applied, m.push, m.nacks, m.count, m.bytes, m.history.events, m.history.failovers, info, &meshCollector{c}, linkCollector{func() RegionsStatus { return c.links.status() }},
+		warmingCollector{func() *WarmingStatus { return c.warmer.shown.Load() }})
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -75,7 +75,8 @@ type warmer struct {
 	matched  map[string]uint64 // events, by plan
 	failed   map[string]uint64 // events on which a rule failed, by plan
 	missed   map[string]uint64 // times, by plan
-	problem  error             // why nothing can be begun
+	totals   map[string]*PlanTotals
+	problem  error // why nothing can be begun
 }
 
 // eventCounts are since the control plane runs. Agents count what they drop themselves.
@@ -101,7 +102,7 @@ func newWarmer(config Config, keeps shelf, leads func() error, hand func([]byte)
 	w := &warmer{region: config.Region, leads: leads, keeps: keeps, now: now, hand: hand, log: config.Logger,
 		events: make(chan []byte, maxWaiting), orders: make(chan order), wake: make(chan struct{}, 1), read: make(chan []queueReading, 1),
 		returned: map[string]time.Time{}, nodes: map[string]string{}, plans: map[string]*warming.Plan{}, queues: map[string]*queue.Queue{}, pending: map[string]*pendingKeys{}, named: map[string][]string{}, told: map[string]string{},
-		matched: map[string]uint64{}, failed: map[string]uint64{}, missed: map[string]uint64{}}
+		matched: map[string]uint64{}, failed: map[string]uint64{}, missed: map[string]uint64{}, totals: map[string]*PlanTotals{}}
 	w.shown.Store(&WarmingStatus{Region: config.Region})
 	return w
 }
@@ -492,6 +493,7 @@ func (w *warmer) end(ctx context.Context, id string, to warming.State, problem s
 		return // it is tried again with the next look at its queue
 	}
 	r := w.book.Find(id)
+	w.ended(r)
 	w.log.Info("a run of warming is over", "run", id, "state", to, "loaded", r.Counts.Loaded, "there", r.Counts.There, "missing", r.Counts.Missing, "problem", problem)
 	delete(w.named, id)
 }

@@ -92,6 +92,9 @@ func (w *warmer) progressed(ctx context.Context, all []queueReading) {
 			continue
 		}
 		p := a.progress
+		if n := p.Counts; n.Keys() >= r.Counts.Keys() { // else its queue was made anew
+			w.totalsOf(r.Plan).Keys.Add(n.Since(r.Counts))
+		}
 		r.Counts, r.Use, r.Total, r.Full, r.Problem = p.Counts, p.Use, p.Total, p.Full, p.Problem
 		switch {
 		case p.State == warming.Done && p.Full:
@@ -135,6 +138,9 @@ func (w *warmer) steer(ctx context.Context, id string, to warming.State) (warmin
 		return warming.Record{}, err
 	}
 	r := w.book.Find(id)
+	if to.Over() {
+		w.ended(r)
+	}
 	w.log.Info("an operator steers a run of warming", "run", id, "to", to)
 	w.set(ctx, r)
 	w.tell()

@@ -36,9 +36,10 @@ type PlanStatus struct {
 	Missed      uint64       `json:"missed"`         // times without a run, since this control plane leads
 	Matched     uint64       `json:"matched"`        // events
 	Failed      uint64       `json:"failed"`         // events on which its rule failed
-	Use         warming.Use  `json:"use"`            // of all runs that are kept
-	UsefulRatio *float64     `json:"useful_ratio"`   // null while nothing is known
-	Spec        *warming.Run `json:"spec"`           // what a run that begins now would be
+	Totals      PlanTotals   `json:"totals"`
+	Use         warming.Use  `json:"use"`          // of all runs that are kept
+	UsefulRatio *float64     `json:"useful_ratio"` // null while nothing is known
+	Spec        *warming.Run `json:"spec"`         // what a run that begins now would be
 }
 
 // RunStatus is a run and how far it is.
@@ -92,7 +93,7 @@ func (w *warmer) show() {
 func (w *warmer) planStatus(p *warming.Plan, now time.Time) PlanStatus {
 	run := p.Run(w.region, now)
 	s := PlanStatus{Name: p.Name, Trigger: p.Trigger(), When: p.When(), Plan: p.Plan, Source: sourceText(run.Source), Missed: w.missed[p.Name], Matched: w.matched[p.Name], Failed: w.failed[p.Name],
-		Use: w.book.UseOf(p.Name), Spec: &run}
+		Totals: w.totalsOf(p.Name).clone(), Use: w.book.UseOf(p.Name), Spec: &run}
 	s.Applied = slices.ContainsFunc(w.book.Applied, func(a mesh.Plan) bool { return a.Name == p.Name })
 	s.UsefulRatio = ratio(s.Use)
 	if slot, ok := w.book.Slots[slotOf(p)]; ok {

@@ -85,6 +85,11 @@ func (c *Counts) Add(d Counts) {
 	c.Bytes += d.Bytes
 }
 
+// Since are the counts that came to earlier ones of the same run.
+func (c Counts) Since(d Counts) Counts {
+	return Counts{c.Loaded - d.Loaded, c.There - d.There, c.Refused - d.Refused, c.Missing - d.Missing, c.Failed - d.Failed, c.Memory - d.Memory, c.Bytes - d.Bytes}
+}
+
 // Use is what a sample of the keys that a run loaded tells of their use so far.
 type Use struct {
 	Sampled uint64 `json:"sampled"` // keys that were looked at

@@ -65,7 +65,7 @@ func (c *compiler) times(field string, s mesh.Schedule) *times {
 func blame(expression string, err error) (column int, what string) {
 	fields := regexp.MustCompile(`\S+`).FindAllStringIndex(expression, -1)
 	if len(fields) != 5 {
-		return len(strings.TrimRight(expression, " \t")) + 1, fmt.Sprintf("it has %d fields, not five", len(fields))
+		return len(strings.TrimRight(expression, " \t")) + 1, fmt.Sprintf("it has %d of five fields", len(fields))
 	}
 	for i, at := range fields {
 		only := []string{"*", "*", "*", "*", "*"}
