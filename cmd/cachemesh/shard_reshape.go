@@ -281,6 +281,9 @@ func printPlan(w io.Writer, p controlplane.PlanAnswer) {
 	fmt.Fprintf(w, "%s %s: about %d keys (%s), %.1f %% of the pool's keys (the least possible is %.1f %%), in about %s; about %d reads miss\n",
 		p.Kind, p.Shard, p.Keys, size(p.Bytes), 100*p.Share, 100*p.Ideal, p.Took.Round(100_000_000), p.Misses)
 	for _, d := range p.Donors {
+		if d.Keys == 0 {
+			continue
+		}
 		fmt.Fprintf(w, "  %s gives %d keys (%s)\n", d.Shard, d.Keys, size(d.Bytes))
 	}
 	if p.Cold > 0 {
