@@ -170,7 +170,7 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := p.Run("eu-west", time.Unix(0, 0))
-	if err := r.Validate(); err != nil || r.Source.Region != "us-east" || r.Plan != "copy" || r.Budget.KeysPerSecond != mesh.DefaultKeysPerSecond {
+	if err := r.Validate(); err != nil || r.Source.Region != "us-east" || r.Plan != CopyPlan || r.Budget.KeysPerSecond != mesh.DefaultKeysPerSecond {
 		t.Errorf("%v, %+v", err, r)
 	}
 	for want, c := range map[string][3]string{
