@@ -17,7 +17,9 @@ type Topology struct {
 	Transactions Transactions `json:"transactions,omitempty"`
 	// Links are where agents of the other regions listen, by region; nil if no route concerns other regions.
 	Links map[string][]string `json:"links,omitempty"`
-	Pools []Pool              `json:"pools"`
+	// WorkingSets says that agents record what is read in each hour, because a plan follows the sun.
+	WorkingSets bool   `json:"working_sets,omitempty"`
+	Pools       []Pool `json:"pools"`
 }
 
 // Pool is a pool in one region.
@@ -79,7 +81,7 @@ func (m *Mesh) Topology(region string) (Topology, error) {
 	if !ok {
 		return Topology{}, fmt.Errorf("region %q is not in the mesh: it has %s", region, strings.Join(m.RegionNames(), ", "))
 	}
-	t := Topology{Region: region, OpTimeout: m.OpTimeout, Health: m.Health, Transactions: m.Transactions, Links: m.otherLinks(region)}
+	t := Topology{Region: region, OpTimeout: m.OpTimeout, Health: m.Health, Transactions: m.Transactions, Links: m.otherLinks(region), WorkingSets: m.followsSun()}
 	for _, p := range m.Pools {
 		pool := Pool{Name: p.Name, Hashing: p.Hashing, Failover: p.Failover, Redis: p.Redis, Routes: p.Routes}
 		for _, s := range spec.Shards {

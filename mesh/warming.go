@@ -368,3 +368,8 @@ func (r RegionSpec) Zone() *time.Location {
 func (m *Mesh) fromRegions() bool {
 	return m.Warming != nil && slices.ContainsFunc(m.Warming.Plans, func(p Plan) bool { return p.Source.Region != "" })
 }
+
+// followsSun says whether a plan needs to know what is read in each hour.
+func (m *Mesh) followsSun() bool {
+	return m.Warming != nil && slices.ContainsFunc(m.Warming.Plans, func(p Plan) bool { return p.FollowSun != nil })
+}

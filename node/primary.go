@@ -136,6 +136,9 @@ func (p *Pipe) Send(commands []byte) error {
 	return err
 }
 
+// Until bounds what is read from now on. Then the pipe is of no use any more.
+func (p *Pipe) Until(deadline time.Time) error { return p.conn.SetReadDeadline(deadline) }
+
 var errProtocol = errors.New("Redis answers in a way that is not its protocol")
 
 // Line reads the line with which a reply begins, without its end. It is valid until the next read.

@@ -171,7 +171,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	carrier.gap = link.gap
 	r.sourced = topologies.choose
 	reporting := newReporting(c, r.planes, func() map[string]string { return topologies.agreed(r.endpoints()) }, topologies, link)
-	topologies.subscribe(reporting.warmth.loader.Update)
+	topologies.subscribe(reporting.warmth.update)
 	reporting.rings = (&rings{topology: topologies.current, orders: r.orders,
 		settled: func(pool string) bool { return carrier.settled(pool) && link.applier.Settled() },
 		kept:    func(pool string) uint64 { return uint64(carrier.both.Kept(pool)) }}).report

@@ -12,9 +12,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/reports"
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/load"
+	"github.com/cachemesh/cachemesh/warming/workingset"
 )
 
 // warmth is this agent's part of warming: it works on the runs that control planes give it, and passes on what the application tells of.
@@ -22,6 +24,7 @@ type warmth struct {
 	loader *load.Loader
 	events *events
 	stream *eventStream // nil without one
+	hours  *workingset.Recorder
 	log    *slog.Logger
 
 	mu sync.Mutex
@@ -31,12 +34,18 @@ type warmth struct {
 }
 
 func newWarmth(c Config, l *link) *warmth {
-	w := &warmth{log: c.Logger, runs: map[any][]warming.Run{}, events: newEvents(),
+	w := &warmth{log: c.Logger, runs: map[any][]warming.Run{}, events: newEvents(), hours: workingset.New(c.Name, c.Logger),
 		loader: load.New(load.Config{Region: c.Region, Agent: c.Name, Version: c.Version, Dial: l.dial, Log: c.Logger})}
 	if c.EventsStream != "" {
 		w.stream = &eventStream{key: c.EventsStream, agent: c.Name, events: w.events, at: w.loader.At, log: c.Logger}
 	}
 	return w
+}
+
+// update says what the region is like from now on.
+func (w *warmth) update(t *mesh.Topology) {
+	w.loader.Update(t)
+	w.hours.Update(t)
 }
 
 // run works until ctx ends.
@@ -46,6 +55,7 @@ func (w *warmth) run(ctx context.Context) error {
 		group.Go(func() error { return w.stream.run(ctx) })
 	}
 	group.Go(func() error { return w.loader.Run(ctx) })
+	group.Go(func() error { return w.hours.Run(ctx) })
 	return group.Wait()
 }
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/resp"
 	"github.com/cachemesh/cachemesh/warming/place"
@@ -18,9 +17,6 @@ const (
 	hourKeys    = 2000
 	hourTimeout = 2 * time.Second
 )
-
-// WorkingSet is the key under which a shard keeps what was read most in an hour of the day, of UTC: a sorted set of keys by how often.
-func WorkingSet(hour int) string { return fmt.Sprintf("%sworkingset:%02d", mesh.ReservedPrefix, hour) }
 
 // hour lists what the region itself read most in an hour, of which another source has the values.
 type hour struct {

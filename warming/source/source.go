@@ -15,6 +15,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/place"
+	"github.com/cachemesh/cachemesh/warming/workingset"
 )
 
 // Item is a key and its value.
@@ -84,7 +85,7 @@ func New(c Config, r *warming.Run) (Source, error) {
 	case r.Keys.File != "":
 		s = &keyFile{s, r.Keys.File, prefix}
 	case r.Keys.Hour != nil:
-		s = &hour{s, c.At, r.Pool, WorkingSet(*r.Keys.Hour), prefix}
+		s = &hour{s, c.At, r.Pool, workingset.Key(*r.Keys.Hour), prefix}
 	}
 	return s, nil
 }
