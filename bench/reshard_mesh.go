@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os/exec"
 	"time"
@@ -39,7 +40,6 @@ func startReshardMesh(ctx context.Context, running *programs, dir string, shards
 		if direction == "remove" {
 			args = []string{"shard", "remove", shardName(shardCount)}
 		}
-		begun := time.Now()
 		before, err := cpuTime(plane)
 		if err != nil {
 			return moved{}, err
@@ -54,8 +54,36 @@ func startReshardMesh(ctx context.Context, running *programs, dir string, shards
 		if err != nil {
 			return moved{}, err
 		}
-		return moved{took: time.Since(begun), cpu: after - before}, nil
+		m, err := readMoved(stdout.Bytes())
+		m.cpu = after - before
+		return m, err
 	}}
 	r.careful, r.plain = applications(addresses...)
 	return r, nil
+}
+
+// readMoved reads what the command says of a handoff that has ended.
+func readMoved(out []byte) (m moved, err error) {
+	var r struct {
+		Undone bool           `json:"undone"`
+		Reason string         `json:"reason"`
+		Keys   int            `json:"keys"`
+		Steps  []failoverStep `json:"steps"`
+	}
+	if err := json.Unmarshal(out, &r); err != nil {
+		return m, fmt.Errorf("the handoff's result %.200q: %w", out, err)
+	}
+	if r.Undone {
+		return m, fmt.Errorf("the handoff was given up: %s", r.Reason)
+	}
+	m.keys = r.Keys
+	for _, s := range r.Steps {
+		if s.Name == "copying" {
+			m.took = time.Duration(s.MS * float64(time.Millisecond))
+		}
+	}
+	if m.took == 0 {
+		return m, fmt.Errorf("the handoff does not say how long it copied: %s", out)
+	}
+	return m, nil
 }
