@@ -15,8 +15,8 @@ type changes struct {
 	some chan struct{} // has a token while there may be keys
 }
 
-func newChanges() *changes {
-	return &changes{keys: map[string]struct{}{}, some: make(chan struct{}, 1)}
+func newChanges(some chan struct{}) *changes {
+	return &changes{keys: map[string]struct{}{}, some: some}
 }
 
 // add says why it has no room.
@@ -42,6 +42,13 @@ func (c *changes) drop(key []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.keys, string(key))
+}
+
+func (c *changes) has(key []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, is := c.keys[string(key)]
+	return is
 }
 
 // take takes out some keys.

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -23,8 +24,8 @@ const (
 	scanAtOnce = 500
 	batchKeys  = 64
 	batchBytes = 1 << 20
-	// maxRemembered bounds the keys that a worker remembers to have copied because they are hot.
-	maxRemembered = 1 << 18
+	// maxLater bounds the keys that a worker copies later because they are cold.
+	maxLater = 1 << 17
 	// roundEvery is the least time between two rounds of what changed: what changes all the time is copied once a round.
 	roundEvery = 20 * time.Millisecond
 	// little is how long a round takes when little is left.
@@ -40,6 +41,7 @@ type copier struct {
 	*session
 	donor   int
 	lfu     bool
+	hottest int // age up to which keys are copied first
 	seed    maphash.Seed
 	workers [workers]worker
 }
@@ -54,8 +56,6 @@ const (
 type work struct {
 	keys  [][]byte
 	again bool // they had changed
-	hot   bool // only those that are not older
-	age   int
 }
 
 // run copies all that moves from the donor, the hottest first, and then what changes, until stop is closed and little is left.
@@ -63,18 +63,13 @@ func (c *copier) run(ctx context.Context, stop <-chan struct{}) error {
 	c.seed = maphash.MakeSeed()
 	c.lfu = isLFU(c.links[c.donor].info)
 	for i := range c.workers {
-		c.workers[i] = worker{copier: c, copied: map[uint64]bool{}, tried: map[string]int{}}
+		c.workers[i] = worker{copier: c, tried: map[string]int{}}
 	}
-	hottest, err := c.sample(ctx)
-	if err != nil {
+	var err error
+	if c.hottest, err = c.sample(ctx); err != nil {
 		return err
 	}
-	if hottest < anyAge {
-		if err := c.pass(ctx, work{hot: true, age: hottest}); err != nil {
-			return err
-		}
-	}
-	if err := c.pass(ctx, work{}); err != nil {
+	if err := c.pass(ctx); err != nil {
 		return err
 	}
 	return c.rounds(ctx, stop)
@@ -147,18 +142,23 @@ func (c *copier) spread(ctx context.Context, feed func(give func(work) error) er
 }
 
 // pass copies once what moves.
-func (c *copier) pass(ctx context.Context, what work) error {
-	return c.spread(ctx, func(give func(work) error) error {
+func (c *copier) pass(ctx context.Context) error {
+	err := c.spread(ctx, func(give func(work) error) error {
 		return scan(ctx, c.links[c.donor], func(keys [][]byte) error {
-			what.keys = nil
-			for _, k := range keys {
-				if m, ok := c.arcs.moves(k); ok && m.from == c.donor {
-					what.keys = append(what.keys, k)
-				}
-			}
-			return give(what)
+			return give(work{keys: slices.DeleteFunc(keys, func(k []byte) bool {
+				m, moves := c.arcs.moves(k)
+				return !moves || m.from != c.donor
+			})})
 		})
 	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range c.workers {
+		group.Go(func() error { return c.workers[i].rest(ctx) })
+	}
+	return group.Wait()
 }
 
 // rounds copy what has changed.
@@ -208,9 +208,9 @@ func (c *copier) rounds(ctx context.Context, stop <-chan struct{}) error {
 // worker copies keys that no other worker copies.
 type worker struct {
 	*copier
-	out    []byte
-	copied map[uint64]bool // what it has copied because it is hot
-	tried  map[string]int  // how often it has copied a large value
+	out   []byte
+	later []entry        // of cold keys
+	tried map[string]int // how often it has copied a large value
 }
 
 // entry is a key on its way.
@@ -222,24 +222,49 @@ type entry struct {
 	ttl     int64 // in milliseconds; 0 is none
 	payload []byte
 	gone    bool
+	looked  time.Time
 }
 
 // copy copies keys, and removes at the recipients those that are no more.
 func (w *worker) copy(ctx context.Context, job work) error {
-	keys := job.keys
-	if !job.again {
-		keys = slices.DeleteFunc(slices.Clone(keys), func(k []byte) bool { return w.copied[maphash.Bytes(w.seed, k)] })
-	}
-	if job.hot && len(w.copied) >= maxRemembered || len(keys) == 0 {
-		return nil
-	}
-	entries, err := w.look(ctx, keys)
+	entries, err := w.look(ctx, job.keys)
 	if err != nil {
 		return err
 	}
-	if job.hot {
-		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.age > job.age })
+	if !job.again {
+		entries = slices.DeleteFunc(entries, func(e entry) bool {
+			cold := e.age > w.hottest && len(w.later) < maxLater
+			if cold {
+				w.later = append(w.later, e)
+			}
+			return cold
+		})
 	}
+	return w.put(ctx, entries, job.again)
+}
+
+// rest copies the keys that are cold. Those that have changed meanwhile, and so may have grown, are copied when all others are.
+func (w *worker) rest(ctx context.Context) error {
+	slices.SortFunc(w.later, func(a, b entry) int { return cmp.Compare(a.age, b.age) })
+	changed := w.dirty[w.donor]
+	for part := range slices.Chunk(w.later, batchKeys) {
+		part = slices.DeleteFunc(part, func(e entry) bool { return changed.has(e.key) })
+		for i := range part {
+			if !w.lfu {
+				part[i].age += int(time.Since(part[i].looked).Seconds())
+			}
+		}
+		if err := w.put(ctx, part, false); err != nil {
+			return err
+		}
+	}
+	w.later = nil
+	return nil
+}
+
+// put copies keys, a batch after the other.
+func (w *worker) put(ctx context.Context, entries []entry, again bool) error {
+	var err error
 	for len(entries) > 0 {
 		n, size := 0, int64(0)
 		for n < len(entries) && (n == 0 || size+entries[n].size <= batchBytes) {
@@ -261,12 +286,7 @@ func (w *worker) copy(ctx context.Context, job work) error {
 		if err != nil {
 			return err
 		}
-		for i := range part {
-			if job.hot {
-				w.copied[maphash.Bytes(w.seed, part[i].key)] = true
-			}
-		}
-		if job.again {
+		if again {
 			w.count.again.Add(int64(n))
 		} else {
 			w.count.copied.Add(int64(n))
@@ -288,13 +308,14 @@ func (w *worker) look(ctx context.Context, keys [][]byte) ([]entry, error) {
 		return nil, err
 	}
 	entries := make([]entry, 0, len(keys))
+	now := time.Now()
 	for i, k := range keys {
 		m, moves := w.arcs.moves(k)
 		if !moves {
 			continue
 		}
 		size, there := replies[2*i].(int64)
-		e := entry{key: k, to: m.to, size: size, gone: !there, age: age(replies[2*i+1], w.lfu)}
+		e := entry{key: k, to: m.to, size: size, gone: !there, age: age(replies[2*i+1], w.lfu), looked: now}
 		entries = append(entries, e)
 	}
 	return entries, nil
@@ -323,10 +344,19 @@ func age(reply any, lfu bool) int {
 
 // whole copies keys as Redis dumps them.
 func (w *worker) whole(ctx context.Context, entries []entry) error {
+	for _, e := range entries {
+		w.dirty[w.donor].drop(e.key) // from now on each change counts again
+	}
+	if err := w.fetch(ctx, entries); err != nil {
+		return err
+	}
+	return w.restore(ctx, entries)
+}
+
+// fetch reads values, of those that are not gone.
+func (w *worker) fetch(ctx context.Context, entries []entry) error {
 	out := w.out[:0]
 	for _, e := range entries {
-		// From now on each change counts again.
-		w.dirty[w.donor].drop(e.key)
 		out = resp.AppendBulk(resp.AppendBulk(resp.AppendArray(out, 2), "PTTL"), e.key)
 		out = resp.AppendBulk(resp.AppendBulk(resp.AppendArray(out, 2), "DUMP"), e.key)
 	}
@@ -345,9 +375,9 @@ func (w *worker) whole(ctx context.Context, entries []entry) error {
 		if e.ttl = 0; ttl > 0 {
 			e.ttl = ttl - passed
 		}
-		e.gone = e.payload == nil || ttl == -2 || ttl == 0 || e.ttl < 0 || ttl > 0 && e.ttl == 0
+		e.gone = e.gone || e.payload == nil || ttl == -2 || ttl == 0 || e.ttl < 0 || ttl > 0 && e.ttl == 0
 	}
-	return w.restore(ctx, entries)
+	return nil
 }
 
 // restore puts copies where they belong.

@@ -171,7 +171,7 @@ func (w *worker) listChunks(ctx context.Context, from, to *link, e entry) error 
 			return err
 		}
 		part, _ := v.([]any)
-		size, err := w.put(ctx, to, "RPUSH", e.key, part)
+		size, err := w.write(ctx, to, "RPUSH", e.key, part)
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (w *worker) scanChunks(ctx context.Context, from, to *link, e entry, how co
 				part[i], part[i+1] = part[i+1], part[i]
 			}
 		}
-		size, err := w.put(ctx, to, how.add, e.key, part)
+		size, err := w.write(ctx, to, how.add, e.key, part)
 		if err != nil {
 			return err
 		}
@@ -216,8 +216,8 @@ func (w *worker) scanChunks(ctx context.Context, from, to *link, e entry, how co
 	return nil
 }
 
-// put writes elements, and returns how large they are.
-func (w *worker) put(ctx context.Context, to *link, command string, key []byte, elements []any) (size int, err error) {
+// write writes elements, and returns how large they are.
+func (w *worker) write(ctx context.Context, to *link, command string, key []byte, elements []any) (size int, err error) {
 	if len(elements) == 0 {
 		return 0, nil
 	}

@@ -52,7 +52,7 @@ const (
 	// Drain copies no more, and removes at the recipients what is not as it is at the donors. It is done when all is, and goes on as Bridge does.
 	// The donors are still who is right: a Mover that had to begin anew, because a connection was lost, copies again first.
 	Drain Task = "drain"
-	// Bridge removes at a moving key's other owner what changes at one, for routes that are not on lanes. The recipients may have been written to.
+	// Bridge brings to a moving key's other owner what changes at one, for routes that are not on lanes. The recipients may have been written to.
 	// A Mover that has not drained them itself compares both owners first, and removes what differs. The rings must not change before it is done.
 	Bridge Task = "bridge"
 	// Purge removes from all shards what the ring To does not place there. It is done when a whole look finds nothing.
@@ -74,7 +74,7 @@ type Progress struct {
 	Dirty int64 `json:"dirty"`
 	// Cold are keys that could not be copied: too large for their type, or refused by a recipient that is full. They are misses.
 	Cold int64 `json:"cold"`
-	// Unlinked are keys removed at one owner because they changed at the other: misses, most of them.
+	// Unlinked are keys removed because they changed, and could not be copied any more: misses, most of them.
 	Unlinked int64 `json:"unlinked"`
 	// Removed are keys of arcs that were cleared: by Purge, Undo, or before copying.
 	Removed int64 `json:"removed"`
@@ -263,9 +263,7 @@ var errChanged = errors.New("there is something else to do")
 // move copies, drains and bridges, as the Task says, until there is another kind of Task.
 func (s *session) move(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for i := range s.links {
-		group.Go(func() error { return s.bridge(ctx, i) })
-	}
+	group.Go(func() error { return s.bridge(ctx) })
 	for _, donor := range s.arcs.from.shards {
 		group.Go(func() error { return s.pace.watchCPU(ctx, s.links[donor]) })
 	}
@@ -277,6 +275,12 @@ func (s *session) move(ctx context.Context) error {
 		addresses := s.primaries()
 		for {
 			task, changed := s.now()
+			if whole && task == Purge {
+				// What a sidecar wrote last before it went by the other ring.
+				if err := s.flushBridge(ctx); err != nil {
+					return err
+				}
+			}
 			if !maps.Equal(addresses, s.primaries()) || task == Purge || task == Undo || task == Copy && whole {
 				return errChanged
 			}

@@ -14,10 +14,12 @@ import (
 // worth nothing to the next.
 type session struct {
 	*Mover
-	links   []*link    // by shard
-	dirty   []*changes // by donor: to be copied
-	bridges []*changes // by shard: to be removed there
-	end     context.CancelCauseFunc
+	links    []*link            // by shard
+	dirty    []*changes         // by donor: to be copied
+	bridges  []*changes         // by shard: to be made there what they are at their other owner
+	bridging chan struct{}      // has a token while there may be some
+	flush    chan chan struct{} // asks to be closed when there are none
+	end      context.CancelCauseFunc
 
 	mu      sync.Mutex
 	mode    mode
@@ -30,7 +32,7 @@ type mode int
 const (
 	idle     mode = iota
 	copying       // one at a donor is copied
-	bridging      // one at either owner is removed at the other
+	bridging      // one at either owner is brought to the other
 )
 
 // keepAlive is how often a link is asked whether it still is one. What was not told then will never be.
@@ -44,9 +46,9 @@ var errFlushed = errors.New("its keys were flushed")
 // open connects to all shards. The session ends with ctx, which ends with the first link.
 func (m *Mover) open(ctx context.Context, watch bool) (*session, context.Context, error) {
 	n := len(m.arcs.names)
-	s := &session{Mover: m, links: make([]*link, n), settled: map[int]bool{}}
+	s := &session{Mover: m, links: make([]*link, n), settled: map[int]bool{}, bridging: make(chan struct{}, 1), flush: make(chan chan struct{})}
 	for range n {
-		s.dirty, s.bridges = append(s.dirty, newChanges()), append(s.bridges, newChanges())
+		s.dirty, s.bridges = append(s.dirty, newChanges(make(chan struct{}, 1))), append(s.bridges, newChanges(s.bridging))
 	}
 	ctx, s.end = context.WithCancelCause(ctx)
 	addresses := m.primaries()
@@ -162,27 +164,41 @@ func (s *session) copyAll(ctx context.Context, stop <-chan struct{}) error {
 	return group.Wait()
 }
 
+// pingAll returns when all is told that changed before it was called.
+func (s *session) pingAll(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.links {
+		group.Go(func() error { return l.ping(ctx) })
+	}
+	return group.Wait()
+}
+
 // drain makes the recipients equal to the donors: after it, changes are for the bridge and for lanes.
 func (s *session) drain(ctx context.Context) error {
-	group, pinging := errgroup.WithContext(ctx)
-	for _, l := range s.links {
-		group.Go(func() error { return l.ping(pinging) })
-	}
-	if err := group.Wait(); err != nil {
+	if err := s.pingAll(ctx); err != nil {
 		return err
 	}
 	// What is told from now on happened after all copies were made.
 	s.mu.Lock()
 	s.mode = bridging
 	left := make([][][]byte, len(s.links))
+	var full error
 	for _, dirty := range s.dirty {
 		for _, key := range dirty.take(maxChanges) {
-			if m, moves := s.arcs.moves(key); moves {
+			if m, moves := s.arcs.moves(key); moves && m.onLanes {
 				left[m.to] = append(left[m.to], key)
+			} else if moves {
+				full = errors.Join(full, s.bridges[m.to].add(key))
 			}
 		}
 	}
 	s.mu.Unlock()
+	if full != nil {
+		return full
+	}
+	if err := s.flushBridge(ctx); err != nil {
+		return err
+	}
 	for to, keys := range left {
 		n, err := unlinkAll(ctx, s.links[to], keys)
 		s.count.unlinked.Add(n)

@@ -32,6 +32,7 @@ type traffic struct {
 	keys    []*item
 	flipped [proxies]atomic.Bool
 	onLanes bool
+	cold    bool // misses are right
 	clients map[string]*redis.Client
 
 	reads, misses, stale, failed atomic.Int64
@@ -182,6 +183,10 @@ func (tr *traffic) flip() {
 			time.Sleep(2 * bound)
 		}
 	}
+	for _, k := range tr.keys { // writes that are on their way are done
+		k.Lock()
+		k.Unlock() //nolint:staticcheck // that it was free is all there is to know
+	}
 }
 
 // consistent checks that a key has its last version, or none, at the shard where the ring places it.
@@ -209,7 +214,8 @@ func (tr *traffic) judge() {
 		tr.t.Errorf("%d stale reads: %v", n, tr.firstStale.Load())
 	}
 	// A key that is unlinked because it changed is missed at its next read, and by who reads it meanwhile.
-	if n, most := tr.misses.Load(), 2*tr.Progress().Unlinked+50; n > most {
+	// On lanes all that is written while proxies differ is.
+	if n, most := tr.misses.Load(), 2*tr.Progress().Unlinked+50; n > most && !tr.onLanes && !tr.cold {
 		tr.t.Errorf("%d misses of %d reads, and %d would be right", n, tr.reads.Load(), most)
 	}
 }
@@ -281,6 +287,7 @@ func TestCutWhileWritten(t *testing.T) {
 				end()
 				p.settled(p.to)
 				tr.consistent(p.to)
+				tr.cold = when == handoff.Drain // if the rings change before it is drained anew
 				tr.judge()
 			})
 		}
