@@ -28,7 +28,8 @@ const (
 
 // events are what the application tells of, on their way to control planes. Of a flood it keeps what came first, and counts the rest.
 type events struct {
-	wake func() // called when there are more
+	wake func()             // called when there are more
+	tell func(event []byte) // called with each that the application told this agent, for other regions
 
 	mu    sync.Mutex
 	kept  []keptEvent
@@ -45,7 +46,7 @@ type keptEvent struct {
 	at   time.Time
 }
 
-func newEvents() *events { return &events{wake: func() {}, room: eventsBurst, since: time.Now()} }
+func newEvents() *events { return &events{wake: func() {}, tell: func([]byte) {}, room: eventsBurst, since: time.Now()} }
 
 // add takes events, as many as there is room for, the first ones first, and says how many. drop counts the others.
 func (e *events) add(all [][]byte, drop bool) (taken int) {
@@ -135,6 +136,9 @@ func (e *events) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	taken := e.add(all, true)
+	for _, event := range all[:taken] {
+		e.tell(event)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	if taken < len(all) {
 		w.Header().Set("Retry-After", "1")

@@ -133,6 +133,9 @@ func (s *eventStream) pass(ctx context.Context, client *redis.Client, entries []
 				return ctx.Err()
 			}
 		}
+		if err == nil {
+			s.events.tell(event)
+		}
 		if err := client.XAck(ctx, s.key, eventsGroup, entry.ID).Err(); err != nil {
 			return err
 		}

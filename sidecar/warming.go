@@ -36,6 +36,7 @@ type warmth struct {
 func newWarmth(c Config, l *link) *warmth {
 	w := &warmth{log: c.Logger, runs: map[any][]warming.Run{}, events: newEvents(), hours: workingset.New(c.Name, c.Logger),
 		loader: load.New(load.Config{Region: c.Region, Agent: c.Name, Version: c.Version, Dial: l.dial, Log: c.Logger})}
+	w.events.tell, l.heard = l.teller.Tell, func(events [][]byte) { w.events.add(events, true) }
 	if c.EventsStream != "" {
 		w.stream = &eventStream{key: c.EventsStream, agent: c.Name, events: w.events, at: w.loader.At, log: c.Logger}
 	}
