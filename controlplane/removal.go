@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/envoy"
+	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
@@ -63,11 +64,12 @@ func planRemovals(t mesh.Topology, i Invalidation) ([]removal, error) {
 	}
 	var all []removal
 	for _, p := range pools {
-		if len(p.Shards) == 0 {
+		members := p.Members()
+		if len(members) == 0 {
 			return nil, fmt.Errorf("pool %q has no shard", p.Name)
 		}
-		teller := max(0, slices.IndexFunc(p.Shards, answered)) // of a prefix, which is the pool's: other regions need be told once
-		for n, s := range p.Shards {
+		teller := max(0, slices.IndexFunc(members, answered)) // of a prefix, which is the pool's: other regions need be told once
+		for n, s := range members {
 			r := removal{pool: p, shard: s, prefix: i.Prefix}
 			switch {
 			case !i.Journal || !coherent(p):
@@ -86,6 +88,21 @@ func planKeys(t mesh.Topology, i Invalidation) ([]removal, error) {
 	var all []removal
 	at := map[string]int{} // in all, by shard
 	find := map[string]func([]byte) int{}
+	pairs := map[string]*handoff.Pair{}
+	add := func(pool mesh.Pool, shard mesh.Shard, key []byte, holdOff time.Duration) *removal {
+		n, ok := at[shard.Name]
+		if !ok {
+			n = len(all)
+			at[shard.Name] = n
+			all = append(all, removal{pool: pool, shard: shard})
+		}
+		r := &all[n]
+		r.keys = append(r.keys, key)
+		if holdOff > 0 {
+			r.marks = append(r.marks, holdoff.Mark{Key: key, For: holdOff})
+		}
+		return r
+	}
 	for _, key := range i.Keys {
 		pool, route, err := t.Route(key)
 		if err != nil {
@@ -100,20 +117,22 @@ func planKeys(t mesh.Topology, i Invalidation) ([]removal, error) {
 				return nil, fmt.Errorf("pool %q: %w", pool.Name, err)
 			}
 			find[pool.Name] = ring.Find
+			if pairs[pool.Name], err = pairs[pool.Name].Of(pool); err != nil {
+				return nil, err
+			}
 		}
 		shard := pool.Shards[find[pool.Name](key)]
-		n, ok := at[shard.Name]
-		if !ok {
-			n = len(all)
-			at[shard.Name] = n
-			all = append(all, removal{pool: pool, shard: shard})
-		}
-		all[n].keys = append(all[n].keys, key)
-		if d := holdoff.Of(&route); d > 0 {
-			all[n].marks = append(all[n].marks, holdoff.Mark{Key: key, For: d})
-		}
+		r := add(pool, shard, key, holdoff.Of(&route))
 		if i.Journal && coherent(pool) {
-			all[n].entries = append(all[n].entries, journal.Removal{Op: journal.RemoveKey, Key: key})
+			r.entries = append(r.entries, journal.Removal{Op: journal.RemoveKey, Key: key})
+		}
+		if pair := pairs[pool.Name]; pair.Moves(key) {
+			from, to := pair.Owners(key)
+			for _, other := range pool.Members() {
+				if other.Name != shard.Name && (other.Name == from || other.Name == to) {
+					add(pool, other, key, holdoff.Of(&route))
+				}
+			}
 		}
 	}
 	return all, nil

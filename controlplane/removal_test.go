@@ -74,6 +74,29 @@ func TestRemovalsArePlannedWhereTheKeysAre(t *testing.T) {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
+	moving := twoPools("a", "b", "c")
+	users := &moving.Pools[0]
+	to := slices.Clone(users.Shards)
+	users.Shards = users.Shards[:1]
+	users.Handoff = &mesh.Handoff{ID: 1, Generation: 1, Step: mesh.Preparing, From: users.Shards, To: to}
+	for _, c := range []struct {
+		Invalidation
+		want []string
+	}{
+		{Invalidation{Keys: [][]byte{[]byte("user:1"), []byte("user:5")}, Journal: true}, []string{
+			`users-0 keys ["user:1" "user:5"] journal 1"user:1",1"user:5"`, `users-1 keys ["user:5"] journal `}},
+		{Invalidation{Prefix: []byte("user:"), Journal: true}, []string{
+			`users-0 prefix "user:" journal 2"user:"`, `users-1 prefix "user:" journal `}},
+	} {
+		all, err := planRemovals(moving, c.Invalidation)
+		var got []string
+		for _, r := range all {
+			got = append(got, planned(r))
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
+			t.Errorf("while keys move: %s, %v", diff, err)
+		}
+	}
 	topology.Pools[0].Shards[0].StandIn = mesh.Null
 	if all, err := planRemovals(topology, Invalidation{Prefix: []byte("user:"), Journal: true}); err != nil || all[0].entries != nil || all[1].entries == nil {
 		t.Errorf("a prefix is told by a shard that has no node: %+v, %v", all, err)
