@@ -94,18 +94,16 @@ type dayRun struct {
 	samples map[string][]daySample // by region
 	posted  []dayPosted
 	read    dayRead
+	totals  map[string]dayTotal  // by region
 	arrived map[string]time.Time // by region, when its cache had the celebrity's tweet
 	runs    []warmRun            // of all regions
 }
 
-// daySample, dayPosted and dayRead are lines of `twitter day`.
+// daySample, dayPosted, dayRead and dayTotal are lines of `twitter day`.
 type daySample struct {
 	Region      string  `json:"region"`
 	Hour        float64 `json:"day"`
 	Requests    int64   `json:"requests"`
-	Errors      int64   `json:"errors"`
-	Wrong       int64   `json:"wrong"`
-	Checked     int64   `json:"checked"`
 	Hits        int64   `json:"cache_hits"`
 	Misses      int64   `json:"cache_misses"`
 	CacheErrors int64   `json:"cache_errors"`
@@ -120,6 +118,14 @@ type dayPosted struct {
 	Home      string    `json:"home"`
 	Followers int       `json:"followers"`
 	Real      time.Time `json:"real"`
+}
+
+type dayTotal struct {
+	Region   string `json:"region"`
+	Requests int64  `json:"requests"`
+	Errors   int64  `json:"errors"`
+	Wrong    int64  `json:"wrong"`
+	Checked  int64  `json:"checked"`
 }
 
 type dayRead struct {
@@ -153,7 +159,7 @@ func runDay(ctx context.Context, s settings, plan dayPlan, warming bool) (*dayRu
 	}); err != nil {
 		return nil, err
 	}
-	d := &dayRun{samples: map[string][]daySample{}, arrived: map[string]time.Time{}}
+	d := &dayRun{samples: map[string][]daySample{}, totals: map[string]dayTotal{}, arrived: map[string]time.Time{}}
 	if err := d.load(ctx, s, plan, dir, clock, mesh); err != nil {
 		return nil, err
 	}
@@ -202,9 +208,9 @@ func (d *dayRun) load(ctx context.Context, s settings, plan dayPlan, dir, clock 
 		return err
 	}
 	<-load.Done()
-	if load.Err() != nil {
+	if len(d.totals) < len(dayRegions) { // else it ended as it should, whatever it says of errors
 		text, _ := os.ReadFile(filepath.Join(dir, "load.log"))
-		return fmt.Errorf("twitter day: %w\n%s", load.Err(), text)
+		return fmt.Errorf("twitter day: %v\n%s", load.Err(), text[max(0, len(text)-2000):])
 	}
 	stop()
 	return errors.Join(<-arrivals, ctx.Err())
@@ -228,6 +234,10 @@ func (d *dayRun) follow(lines io.Reader, posted func(dayPosted)) error {
 			err = json.Unmarshal(scanner.Bytes(), &p)
 			d.posted = append(d.posted, p)
 			posted(p)
+		case "total":
+			var t dayTotal
+			err = json.Unmarshal(scanner.Bytes(), &t)
+			d.totals[t.Region] = t
 		case "read":
 			err = json.Unmarshal(scanner.Bytes(), &d.read)
 		}

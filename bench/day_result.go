@@ -12,7 +12,8 @@ import (
 const (
 	leastUseful    = 0.6
 	mostPeakReads  = 0.5
-	peakFrom       = 7 // o'clock of the region's own time
+	mostErrors     = 0.01 // of the requests: more, and the machine stood still
+	peakFrom       = 7    // o'clock of the region's own time
 	peakUntil      = 10
 	trendingPlan   = "morning-trending"
 	celebrityPlan  = "celebrity"
@@ -93,15 +94,14 @@ func (r *dayResult) judge() {
 	r.judgeUse()
 	r.judgeCelebrity()
 	r.judgePeaks()
-	for name, d := range map[string]*dayRun{"with warming": r.warmed, "without": r.unwarmed} {
-		var requests, failed, wrong, checked int64
-		for _, samples := range d.samples {
-			for _, s := range samples {
-				requests, failed, wrong, checked = requests+s.Requests, failed+s.Errors, wrong+s.Wrong, checked+s.Checked
-			}
+	for i, d := range []*dayRun{r.warmed, r.unwarmed} {
+		name := []string{"with warming", "without"}[i]
+		var t dayTotal
+		for _, of := range d.totals {
+			t.Requests, t.Errors, t.Wrong, t.Checked = t.Requests+of.Requests, t.Errors+of.Errors, t.Wrong+of.Wrong, t.Checked+of.Checked
 		}
-		r.check("no request fails and no answer is wrong, "+name, requests > 0 && failed == 0 && wrong == 0, "%d of %d failed, %d of %d that were held against the database were wrong",
-			failed, requests, wrong, checked)
+		r.check("no answer is wrong, "+name, t.Requests > 0 && t.Wrong == 0 && float64(t.Errors) <= mostErrors*float64(t.Requests),
+			"%d of %d that were held against the database were wrong; %d of %d requests failed", t.Wrong, t.Checked, t.Errors, t.Requests)
 	}
 }
 

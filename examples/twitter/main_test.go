@@ -142,7 +142,7 @@ func TestDay(t *testing.T) {
 	if status != 0 {
 		t.Fatalf("exit status %d\n%s", status, stderr)
 	}
-	samples, posted, reads := map[string]day.Sample{}, map[string]int{}, 0
+	samples, posted, reads, totals := map[string]day.Sample{}, map[string]int{}, 0, 0
 	for _, line := range strings.Split(strings.TrimSpace(stdout), "\n") {
 		var l struct {
 			day.Sample
@@ -157,6 +157,8 @@ func TestDay(t *testing.T) {
 			samples[l.Region] = l.Sample
 		case "posted":
 			posted[l.Happening]++
+		case "total":
+			totals++
 		case "read":
 			reads = l.Regions["us-east"] + l.Regions["eu-west"]
 		}
@@ -165,6 +167,9 @@ func TestDay(t *testing.T) {
 		if s := samples[region]; s.Day < 20 || s.Hits == 0 || s.DBReads == 0 {
 			t.Errorf("the last of %s is %+v", region, s)
 		}
+	}
+	if totals != len(a.regions) {
+		t.Errorf("%d regions have a total", totals)
 	}
 	if posted[day.Celebrity] != 1 || posted[day.Match] == 0 || reads == 0 {
 		t.Errorf("posted were %v, and the celebrity's tweet was read %d times", posted, reads)

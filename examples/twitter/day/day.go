@@ -25,7 +25,7 @@ type Config struct {
 	Check   float64 // share of the answers that are checked
 	// Clock shows the day. Load begins at once, and ends a day after the clock's start.
 	Clock Clock
-	Tell  func(any) // takes a Sample, a Posted or a Read; one at a time
+	Tell  func(any) // takes a Sample, a Posted, a Read or a Total; one at a time
 	Log   *slog.Logger
 }
 
@@ -82,6 +82,7 @@ func Run(ctx context.Context, c Config, db *store.Store) error {
 	running.Go(func() { err = r.happen(ctx, homes) })
 	running.Wait()
 	for i, total := range totals {
+		r.say(Total{Kind: "total", Region: c.Regions[i].Name, Interval: total})
 		if total.Errors > 0 || total.Wrong > 0 {
 			err = errors.Join(err, fmt.Errorf("%s: %d errors and %d wrong answers", c.Regions[i].Name, total.Errors, total.Wrong))
 		}

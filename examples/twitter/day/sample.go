@@ -34,6 +34,13 @@ type Sample struct {
 	EventsLost  int64 `json:"events_lost"`
 }
 
+// Total ends a region's day.
+type Total struct {
+	Kind   string `json:"kind"` // total
+	Region string `json:"region"`
+	load.Interval
+}
+
 func (r *runner) sample(ctx context.Context, client *http.Client, region Region, i load.Interval) (Sample, error) {
 	at := r.Clock.At(time.Now())
 	s := Sample{Kind: "sample", Region: region.Name, At: at, Day: at.Sub(r.Clock.Start).Hours(), Requests: i.Requests, Errors: i.Errors, P50: i.P50, P99: i.P99, Checked: i.Checked, Wrong: i.Wrong}
