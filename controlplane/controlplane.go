@@ -135,7 +135,6 @@ func Run(ctx context.Context, config Config) error {
 	c.agents = newAgents(config.Region, c.authorise(), c.manager, config.Logger)
 	c.links = c.agents.links
 	c.links.follow, c.links.note = c.agents.Follow, c.manager.note
-	c.manager.failedOver = c.links.failover
 	c.links.unread = c.manager.unread
 	c.manager.agents, c.manager.health = c.agents, c.health
 	c.warmer = newWarmer(config, keeps.shelf("warming"), c.manager.leads, c.agents.Warm)

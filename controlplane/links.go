@@ -29,8 +29,6 @@ const (
 	lookAtLinks = 200 * time.Millisecond
 	// silentLink is how long an agent that follows journals may say nothing. It speaks every 500 ms.
 	silentLink = 1400 * time.Millisecond
-	// Of an agent that is lost so soon before or after a failover, nobody knows what it wrote last.
-	lostBefore, lostAfter = 10 * time.Second, 5 * time.Second
 	// fenceTimeout bounds one attempt to keep a fence on a shard.
 	fenceTimeout = time.Second
 )
@@ -50,8 +48,6 @@ type links struct {
 	follower map[string]string // agent by shard
 	pairs    map[linkPair]*pairState
 	known    map[string]bool // shards whose journals a region has read
-	lost     []time.Time     // when agents were lost, lately
-	failed   map[string]failedOver
 	states   map[linkOfPool]linkSince
 	purging  map[string]time.Time // by pool: since when its handoff purges
 	unread   func(map[string]string)
@@ -71,10 +67,6 @@ type (
 		gaps  map[string]uint64
 		sent  uint64 // by agents before
 	}
-	failedOver struct {
-		epoch uint64
-		at    time.Time
-	}
 	linkOfPool struct{ to, pool string }
 	linkSince  struct {
 		state LinkState
@@ -84,7 +76,7 @@ type (
 
 func newLinks(region string, log *slog.Logger) *links {
 	return &links{region: region, log: log, began: time.Now(), agents: map[string]*linkAgent{}, follower: map[string]string{}, pairs: map[linkPair]*pairState{},
-		known: map[string]bool{}, failed: map[string]failedOver{}, purging: map[string]time.Time{}, states: map[linkOfPool]linkSince{}, follow: func(map[string]*reports.Follow) {}, note: func(shards.Event) {}, unread: func(map[string]string) {}}
+		known: map[string]bool{}, purging: map[string]time.Time{}, states: map[linkOfPool]linkSince{}, follow: func(map[string]*reports.Follow) {}, note: func(shards.Event) {}, unread: func(map[string]string) {}}
 }
 
 // update takes in what the region is like.
@@ -108,13 +100,10 @@ func (l *links) seen(agent, link string) {
 }
 
 // gone says that an agent has no stream any more.
-func (l *links) gone(agent string, lost bool) {
+func (l *links) gone(agent string) {
 	l.mu.Lock()
 	if a := l.agents[agent]; a != nil {
 		a.link = ""
-	}
-	if lost {
-		l.lost = append(l.lost, time.Now())
 	}
 	l.mu.Unlock()
 	l.assign()
@@ -240,7 +229,6 @@ func (l *links) run(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 			l.assign()
-			l.tails(ctx)
 			l.status()
 			l.unread(l.leaving())
 		}
@@ -340,58 +328,6 @@ func choose(able []string, shard string) (best string) {
 		}
 	}
 	return best
-}
-
-// failover says that a shard's primary was lost and another has taken its place.
-func (l *links) failover(shard string, epoch uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.failed[shard] = failedOver{epoch, time.Now()}
-}
-
-// tails has all regions remove what a lost primary may have kept to itself, where an agent was lost at about the same time: others make good
-// what they have written themselves.
-func (l *links) tails(ctx context.Context) {
-	now := time.Now()
-	l.mu.Lock()
-	l.lost = slices.DeleteFunc(l.lost, func(t time.Time) bool { return now.Sub(t) > 2*lostBefore })
-	type owed struct {
-		primaryOf
-		pool, shard string
-		regions     []string
-	}
-	var all []owed
-	for shard, f := range l.failed {
-		unknown := slices.ContainsFunc(l.lost, func(t time.Time) bool { return t.After(f.at.Add(-lostBefore)) && t.Before(f.at.Add(lostAfter)) })
-		switch at, pool, ok := findShard(l.topology, shard); {
-		case unknown && ok && at.epoch >= f.epoch && at.address != "" && len(l.topology.Links) > 0:
-			all = append(all, owed{at, pool, shard, append(slices.Sorted(maps.Keys(l.topology.Links)), l.region)})
-		case now.Sub(f.at) > lostAfter && !unknown:
-			delete(l.failed, shard)
-		}
-	}
-	l.mu.Unlock()
-	for _, o := range all {
-		err := o.do(ctx, func(ctx context.Context, s *journal.Shard) error {
-			for _, region := range o.regions {
-				f := journal.Fence{ID: fmt.Sprintf("tail-%d", o.epoch), Reason: journal.Tail, Since: now.UTC()}
-				if err := s.Fence(ctx, region, f); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			continue // again in a moment
-		}
-		l.mu.Lock()
-		delete(l.failed, o.shard)
-		for _, region := range o.regions {
-			l.pair(o.shard, region).gaps[string(journal.Tail)]++
-		}
-		l.mu.Unlock()
-		l.note(shards.Event{Kind: shards.Gap, Shard: o.shard, Epoch: o.epoch, Reason: "an agent was lost at about the time of a failover, and nobody knows what it wrote last (tail): all regions remove what the shard has"})
-	}
 }
 
 // primaryOf is a shard's primary and how to reach it.

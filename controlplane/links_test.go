@@ -92,7 +92,7 @@ func TestEachJournalHasOneFollower(t *testing.T) {
 			}
 		}
 		// A stream that breaks is seen at once, silence within two seconds.
-		w.gone("c", true)
+		w.gone("c")
 		if got := w.followers(); w.total() != 6 || len(got["c"]) > 0 {
 			t.Errorf("after c is gone: %v", got)
 		}
@@ -108,8 +108,8 @@ func TestEachJournalHasOneFollower(t *testing.T) {
 		if got := w.followers(); !maps.EqualFunc(got, before, slices.Equal) {
 			t.Errorf("%v, want %v as before", got, before)
 		}
-		w.gone("a", false)
-		w.gone("b", false)
+		w.gone("a")
+		w.gone("b")
 		if len(w.last) != 0 {
 			t.Errorf("%v", w.last)
 		}

@@ -34,13 +34,12 @@ type manager struct {
 	record  func([]shards.Event)
 	// accepted is called when an operator has accepted a loss; changed, when the state is another. They must not block.
 	accepted, changed func()
-	// failedOver is told of shards whose primary was lost, and recovered of those that began empty.
-	failedOver func(shard string, epoch uint64)
-	recovered  func(shard string)
-	log        *slog.Logger
-	wake       chan struct{}
-	last       uint64  // sequence of the last event that was told; run's own
-	movers     *movers // run's own, but for what it shows
+	// recovered is told of shards that began empty.
+	recovered func(shard string)
+	log       *slog.Logger
+	wake      chan struct{}
+	last      uint64  // sequence of the last event that was told; run's own
+	movers    *movers // run's own, but for what it shows
 
 	mu       sync.Mutex // guards what follows, shards.Manager among it
 	machine  *shards.Manager
@@ -61,7 +60,7 @@ type actor struct {
 }
 
 func newManager(config Config, s store, observe bool) *manager {
-	m := &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, failedOver: func(string, uint64) {}, recovered: func(string) {}, record: func([]shards.Event) {},
+	m := &manager{store: s, observe: observe, log: config.Logger, wake: make(chan struct{}, 1), accepted: func() {}, changed: func() {}, recovered: func(string) {}, record: func([]shards.Event) {},
 		machine:  shards.New(shards.Config{Region: config.Region, Name: config.advertised(), DownAfter: mesh.DefaultDownAfter, MaxLoss: mesh.DefaultMaxLoss / 100.0}),
 		accesses: map[string]*mesh.RedisAccess{}, clients: map[string]actor{}, pools: map[string]mesh.Pool{}, answers: map[uint64]chan shards.Answer{}, movers: newMovers(config.Logger)}
 	m.movers.spec, m.movers.fence, m.movers.moved = m.spec, m.fence, m.moved
@@ -267,11 +266,8 @@ func (m *manager) tell() {
 		switch e.Kind {
 		case shards.Accepted:
 			m.accepted()
-		case shards.Failover, shards.Recovery, shards.Follow, shards.Raised:
-			m.failedOver(e.Shard, e.Epoch)
-			if e.Kind == shards.Recovery {
-				m.recovered(e.Shard)
-			}
+		case shards.Recovery:
+			m.recovered(e.Shard)
 		}
 	}
 	m.last = state.Sequence

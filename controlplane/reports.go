@@ -322,13 +322,13 @@ func (a *agents) begin(s *agentStream, link string) {
 // receive takes reports until the stream ends, and returns how.
 func (a *agents) receive(s *agentStream, stream reports.Reports_ConnectServer, report *reports.Report) error {
 	lost := func(agent string) {
-		a.links.gone(agent, true)
+		a.links.gone(agent)
 		a.listener.AgentLost(agent)
 	}
 	for {
 		if report.GetLeaving() {
 			a.finish(s, func(agent string) {
-				a.links.gone(agent, false)
+				a.links.gone(agent)
 				a.listener.AgentLeft(agent)
 			})
 			return nil

@@ -201,10 +201,11 @@ func TestACutAnywhereLeavesNoWriteWithoutItsEntry(t *testing.T) {
 					t.Errorf("%s, cut after %d bytes: %s is written and not journaled: %q", way.name, at, k, journal)
 				}
 			}
-			said := strings.Join(replies, "|")
-			if strings.Contains(said, "not known") {
+			switch said := strings.Join(replies, "|"); {
+			case strings.Contains(said, "not known"):
 				unknown++
-			} else {
+			case written == 0 && strings.Contains(said, "nothing was written"): // a busy machine
+			default:
 				fine++
 				if written != len(m.all) {
 					t.Errorf("%s, cut after %d bytes: %d of %d writes, and nobody said so: %s", way.name, at, written, len(m.all), said)

@@ -242,7 +242,7 @@ func (e *executor) connect(deadline time.Time) (*upstream, error) {
 			continue
 		}
 		if e.up != nil {
-			if e.up.id.address == t.Address && e.up.id.epoch == t.Epoch && e.up.login == t.Login && e.up.alive() {
+			if e.up.id.address == t.Address && e.up.id.epoch == t.Epoch && e.up.login == t.Login && e.up.alive() && e.join(e.up) == nil {
 				return e.up, nil
 			}
 			e.disconnect()
@@ -250,6 +250,9 @@ func (e *executor) connect(deadline time.Time) (*upstream, error) {
 		up, err := e.s.dial(&t.View, e.resp3, deadline)
 		if err == nil {
 			if err = e.arrive(up); err == nil {
+				err = e.join(up)
+			}
+			if err == nil {
 				e.up = up
 				return up, nil
 			}

@@ -29,6 +29,8 @@ type Config struct {
 	Shard string
 	// Timeout is how long a command may take before it is answered with an error (default 400 ms). It should be less than Envoy's op_timeout.
 	Timeout time.Duration
+	// Writer is the name of this life of the agent among the shard's writers, see regions/writers. Without it the Server does not join them.
+	Writer string
 	// Encode appends a journal's entry to dst, which says that the keys are to be removed. It is called by several goroutines.
 	Encode func(dst []byte, removed [][]byte) []byte
 	// Gap is told what the journal does not say, before the write is answered. It is called by several goroutines, and must not keep the keys.
@@ -158,12 +160,10 @@ func (s *Server) Update(v View) {
 // wake has the executors keep the house.
 func (s *Server) wake() {
 	for _, e := range s.executors {
-		if e.tail.size() > 0 {
-			e.mu.Lock()
-			e.tick = true
-			e.work.Signal()
-			e.mu.Unlock()
-		}
+		e.mu.Lock()
+		e.tick = true
+		e.work.Signal()
+		e.mu.Unlock()
 	}
 }
 
@@ -275,7 +275,7 @@ func (s *Server) Close() {
 	s.serving.Wait()
 }
 
-// housekeeping is how often lanes look what replicas have, while there is something that they may not have.
+// housekeeping is how often lanes look what replicas have, while there is something that they may not have, and whether the primary is another.
 const housekeeping = time.Second
 
 func (s *Server) tick() {
@@ -287,14 +287,12 @@ func (s *Server) tick() {
 			return
 		case <-t.C:
 		}
+		due := len(s.policy.Load().holds) > 0
 		for _, e := range s.executors {
-			tick, due := e.tail.size() > 0, len(s.policy.Load().holds) > 0
-			if tick || due {
-				e.mu.Lock()
-				e.tick, e.due = e.tick || tick, e.due || due
-				e.work.Signal()
-				e.mu.Unlock()
-			}
+			e.mu.Lock()
+			e.tick, e.due = true, e.due || due
+			e.work.Signal()
+			e.mu.Unlock()
 		}
 	}
 }

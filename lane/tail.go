@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/regions/writers"
 )
 
 // maxTail bounds what a tail remembers.
@@ -105,12 +105,14 @@ const houseWithin = 50 * time.Millisecond
 
 // keepHouse brings what is remembered to a new primary, and looks which of the tail's keys the replicas have by now.
 func (e *executor) keepHouse() {
-	if e.tail.size() == 0 || e.s.target.Load().StandIn != "" {
+	t := e.s.target.Load()
+	arrived := e.last == identity{} || e.last.epoch == t.Epoch && e.last.address == t.Address
+	if t.StandIn != "" || arrived && e.tail.size() == 0 {
 		return
 	}
-	// A new primary must not keep old values until somebody writes.
+	// A new primary must not keep old values until somebody writes, nor miss this writer.
 	up, err := e.connect(time.Now().Add(houseWithin))
-	if err != nil {
+	if err != nil || e.tail.size() == 0 {
 		return // the next tick tries again
 	}
 	v, err := e.ask(up, appendCommand(nil, "INFO", "replication"), 1)
@@ -123,36 +125,9 @@ func (e *executor) keepHouse() {
 	if offset, err := strconv.ParseInt(node.Field(info, "master_repl_offset"), 10, 64); err == nil {
 		e.tail.written(offset)
 	}
-	if offset, ok := replicated(info); ok {
+	if offset, ok := node.Replicated(info); ok {
 		e.tail.confirmed(offset)
 	}
-}
-
-// silent is how many seconds without a word make a replica one that nobody would promote before the others.
-const silent = 10
-
-// replicated is the offset that all replicas have, of those that are online; ok is false if none is.
-func replicated(info string) (offset int64, ok bool) {
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		if _, err := strconv.Atoi(strings.TrimPrefix(name, "slave")); err != nil || !strings.HasPrefix(name, "slave") {
-			continue
-		}
-		fields := map[string]string{}
-		for pair := range strings.SplitSeq(value, ",") {
-			k, v, _ := strings.Cut(pair, "=")
-			fields[k] = v
-		}
-		at, err := strconv.ParseInt(fields["offset"], 10, 64)
-		lag, errLag := strconv.Atoi(fields["lag"])
-		if err != nil || errLag != nil || fields["state"] != "online" || lag > silent {
-			continue
-		}
-		if !ok || at < offset {
-			offset, ok = at, true
-		}
-	}
-	return offset, ok
 }
 
 // tailStep is how many keys are removed at once.
@@ -187,6 +162,27 @@ func (e *executor) arrive(up *upstream) error {
 		}
 	}
 	e.last = up.id
+	return nil
+}
+
+// joinWithin bounds how long a replica may take to learn of a writer.
+const joinWithin = 100 * time.Millisecond
+
+// join says that what was written to primaries before is made good, and from then on, that the lane writes still. A replica learns of it before
+// anything is written: it must not be lost together with that.
+func (e *executor) join(up *upstream) error {
+	name := e.s.writer(e.resp3)
+	if name == "" || time.Since(up.joined) < writers.Again {
+		return nil
+	}
+	out, replies := appendCommand(nil, writers.Join(name, up.id.epoch)...), 1
+	if up.joined.IsZero() && up.replicas > 0 {
+		out, replies = appendCommand(out, "WAIT", "1", strconv.FormatInt(joinWithin.Milliseconds(), 10)), 2
+	}
+	if _, err := e.ask(up, out, replies); err != nil {
+		return err
+	}
+	up.joined = time.Now()
 	return nil
 }
 

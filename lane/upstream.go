@@ -38,6 +38,9 @@ type upstream struct {
 	login   uint64
 	journal string // the key
 	used    time.Time
+
+	replicas int       // that were online when it began
+	joined   time.Time // the shard's writers
 }
 
 // errNotYet says that the node is not the primary that the lane should write to; another is to come.
@@ -134,6 +137,10 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 		return err
 	}
 	parts, _ := role.([]any)
+	if len(parts) > 2 {
+		replicas, _ := parts[2].([]any)
+		up.replicas = len(replicas)
+	}
 	epoch, err := up.text()
 	if err != nil {
 		return err
@@ -171,6 +178,18 @@ func (up *upstream) greet(s *Server, t *View, resp3 bool) error {
 		return fmt.Errorf("%w: the node is of epoch %d already, and this is %d", errNotYet, n, t.Epoch)
 	}
 	return s.recognize(up.id)
+}
+
+// writer is the name of an executor among the shard's writers; "" is none.
+func (s *Server) writer(resp3 bool) string {
+	switch {
+	case s.config.Writer == "" || !s.policy.Load().journals():
+		return ""
+	case resp3:
+		return s.config.Writer + ":resp3"
+	default:
+		return s.config.Writer + ":resp2"
+	}
 }
 
 // makeJournal makes an epoch's journal once: a lost one must be seen.

@@ -162,3 +162,30 @@ func Field(info, name string) string {
 	}
 	return ""
 }
+
+// silent is how many seconds without a word make a replica one that nobody would promote before the others.
+const silent = 10
+
+// Replicated is the offset that all replicas have, of those that are online, as INFO of their primary says; ok is false if none is.
+func Replicated(info string) (offset int64, ok bool) {
+	for line := range strings.Lines(info) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if _, err := strconv.Atoi(strings.TrimPrefix(name, "slave")); err != nil || !strings.HasPrefix(name, "slave") {
+			continue
+		}
+		fields := map[string]string{}
+		for pair := range strings.SplitSeq(value, ",") {
+			k, v, _ := strings.Cut(pair, "=")
+			fields[k] = v
+		}
+		at, err := strconv.ParseInt(fields["offset"], 10, 64)
+		lag, errLag := strconv.Atoi(fields["lag"])
+		if err != nil || errLag != nil || fields["state"] != "online" || lag > silent {
+			continue
+		}
+		if !ok || at < offset {
+			offset, ok = at, true
+		}
+	}
+	return offset, ok
+}

@@ -14,8 +14,9 @@ import (
 
 // Applier removes keys at the shards of its region. Several goroutines may use it.
 type Applier struct {
-	log  *slog.Logger
-	view atomic.Pointer[view]
+	writer string
+	log    *slog.Logger
+	view   atomic.Pointer[view]
 
 	mu      sync.Mutex
 	targets map[string]*target // by shard
@@ -53,9 +54,9 @@ func (r *routed) at(key []byte) []*target {
 	return []*target{r.targets[r.ring.Find(key)]}
 }
 
-// NewApplier knows no shard before the first Update.
-func NewApplier(log *slog.Logger) *Applier {
-	return &Applier{log: log, targets: map[string]*target{}}
+// NewApplier knows no shard before the first Update. writer is its name among the shards' writers, see regions/writers; "" joins none.
+func NewApplier(writer string, log *slog.Logger) *Applier {
+	return &Applier{writer: writer, log: log, targets: map[string]*target{}}
 }
 
 // Update says what the region is like from now on. It does not wait.

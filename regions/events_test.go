@@ -34,7 +34,7 @@ func (h *hearing) all() []string {
 func hear(t *testing.T, name, address string) (*hearing, string) {
 	t.Helper()
 	h := &hearing{}
-	applier := NewApplier(slog.New(slog.DiscardHandler))
+	applier := NewApplier("", slog.New(slog.DiscardHandler))
 	applier.Update(&mesh.Topology{Region: name})
 	r := NewReceiver(name, nil, applier, slog.New(slog.DiscardHandler))
 	r.Hear(func(events [][]byte) {

@@ -17,6 +17,7 @@ import (
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 	"github.com/cachemesh/cachemesh/regions/journal"
+	"github.com/cachemesh/cachemesh/regions/writers"
 	"github.com/cachemesh/cachemesh/ring"
 )
 
@@ -74,7 +75,7 @@ func newRegion(t *testing.T, name string, shards int) *testRegion {
 		pool.Shards = append(pool.Shards, mesh.Shard{Name: fmt.Sprintf("users-%d", i), Weight: 1, Epoch: 1, Nodes: []mesh.Node{{Address: n.Address(), Role: mesh.Primary}}})
 	}
 	r.topology = &mesh.Topology{Region: name, Pools: []mesh.Pool{pool}, Links: map[string][]string{}}
-	r.applier = NewApplier(log)
+	r.applier = NewApplier(writers.Name(name+"-agent"), log)
 	r.links = NewLinks(Config{Region: name, Agent: name + "-agent", Applier: r.applier, Log: log, Dial: func(_, address string) (*grpc.ClientConn, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()

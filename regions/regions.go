@@ -10,6 +10,7 @@
 //	fence.go               removing all keys that match
 //	receiver.go            the server's side of the link
 //	links.go, tail.go      which journals this agent follows, and one shard's
+//	missing.go             who wrote to a primary that was lost, and is lost with it
 //	pair.go                one shard's journals on their way to one region
 //	direct.go              what no journal took
 package regions

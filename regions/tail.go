@@ -11,6 +11,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/regions/journal"
+	"github.com/cachemesh/cachemesh/regions/writers"
 )
 
 const (
@@ -27,9 +28,13 @@ type tail struct {
 	shard *journal.Shard
 	ahead atomic.Int64 // the shard's clock against this host's, in nanoseconds
 	pairs []*pair
+
+	// Of the shard's writers, see missing.go.
+	began time.Time
+	seen  map[writers.Writer]sighting
 }
 
-func newTail(l *Links, s spec) *tail { return &tail{links: l, spec: s} }
+func newTail(l *Links, s spec) *tail { return &tail{links: l, spec: s, began: time.Now()} }
 
 // run follows until ctx ends.
 func (t *tail) run(ctx context.Context) {
@@ -60,6 +65,9 @@ func (t *tail) keep(ctx context.Context) {
 		if err == nil && time.Since(trimmed) >= trimEvery {
 			trimmed = time.Now()
 			err = t.shard.Trim(ctx, t.spec.regions, time.Duration(t.ahead.Load()))
+		}
+		if err == nil {
+			err = t.muster(ctx)
 		}
 		if err == nil {
 			err = t.fenceHome(ctx)

@@ -13,6 +13,7 @@ import (
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
+	"github.com/cachemesh/cachemesh/regions/writers"
 )
 
 const (
@@ -67,7 +68,7 @@ type target struct {
 	// What follows is run's own.
 	client      *redis.Client
 	at          *place // of the last client that arrived
-	unconfirmed [][]byte
+	unconfirmed []removal
 	forgot      bool // of what replicas may lack, too much to remember
 	confirmed   time.Time
 	told        string // the last problem in the log
@@ -118,9 +119,18 @@ func (t *target) run() {
 	for {
 		var all []job
 		var removals []removal
+		t.mu.Lock()
+		changed := t.changed
+		t.mu.Unlock()
+		if t.at != nil && t.at != t.place.Load() && !t.apply(nil) {
+			t.drop()
+			return
+		}
 		select {
 		case j := <-t.jobs:
 			all, removals = append(all, j), j.removals
+		case <-changed:
+			continue // a new primary must not keep old values until somebody removes something, nor miss this writer
 		case <-t.ctx.Done():
 			t.drop()
 			return
@@ -169,9 +179,11 @@ func (t *target) apply(removals []removal) bool {
 		t.using.Store(now)
 		switch now.standIn {
 		case mesh.Null:
-			// There is nothing, and what comes back is emptied first.
-			t.unconfirmed, t.forgot = nil, false
+			// There is nothing. Who knows sooner than this agent that there is something again may fill it before.
+			t.unconfirmed = append(t.unconfirmed, removals...)
+			t.bound()
 			t.disconnect()
+			t.at = now
 			return true
 		case mesh.Hold:
 			t.pause(t.ctx)
@@ -209,35 +221,45 @@ func (t *target) connect(now *place) error {
 	}
 	t.disconnect()
 	t.client = dialPrimary(now)
-	if t.at != nil && (t.at.epoch != now.epoch || t.at.address != now.address) {
-		t.confirmed = time.Now()
-		if t.forgot {
-			if _, err := t.applier.sweep(t.ctx, now, func([]byte) bool { return true }, ""); err != nil {
-				return err
-			}
-			t.forgot = false
-		}
-		for keys := range slices.Chunk(t.unconfirmed, keysAtOnce) {
-			if err := t.client.Unlink(t.ctx, asStrings(keys)...).Err(); err != nil {
-				return err
-			}
-		}
-	}
+	before := t.at
 	t.at = now
+	if before == nil || before.epoch == now.epoch && before.address == now.address && before.standIn == now.standIn {
+		return nil
+	}
+	t.confirmed = time.Now()
+	if err := t.again(now); err != nil {
+		t.at = before
+		return err
+	}
 	return nil
 }
 
-func asStrings(keys [][]byte) []string {
-	all := make([]string, len(keys))
-	for i, k := range keys {
-		all[i] = string(k)
+// again removes what the place before may have kept to itself.
+func (t *target) again(now *place) error {
+	if t.forgot {
+		if _, err := t.applier.sweep(t.ctx, now, func([]byte) bool { return true }, ""); err != nil {
+			return err
+		}
+		t.forgot = false
 	}
-	return all
+	all := t.unconfirmed
+	t.unconfirmed = nil
+	for part := range slices.Chunk(all, maxKeys) {
+		if err := t.remove(part); err != nil {
+			t.unconfirmed = all
+			return err
+		}
+	}
+	return nil
 }
 
 // remove sends the removals, and waits for replicas.
 func (t *target) remove(removals []removal) error {
 	pipe := t.client.Pipeline()
+	if name := t.applier.writer; name != "" {
+		// Each time, since the client may have another connection meanwhile.
+		pipe.Do(t.ctx, asAny(writers.Join(name, t.at.epoch))...)
+	}
 	for part := range slices.Chunk(removals, keysAtOnce) {
 		keys := make([]string, len(part))
 		for i, r := range part {
@@ -255,13 +277,16 @@ func (t *target) remove(removals []removal) error {
 	if !note.Empty() {
 		pipe.Do(t.ctx, note.Args()...)
 	}
+	if pipe.Len() == 0 {
+		return nil
+	}
 	var replicas *redis.Cmd
 	if t.at.replicas > 0 {
 		replicas = pipe.Do(t.ctx, "WAIT", t.at.replicas, replicasWithin.Milliseconds())
 	}
 	// Before anything is sent, since of what fails nobody knows what was done.
 	for _, r := range removals {
-		t.unconfirmed = append(t.unconfirmed, slices.Clone(r.key))
+		t.unconfirmed = append(t.unconfirmed, removal{slices.Clone(r.key), r.route})
 	}
 	if _, err := pipe.Exec(t.ctx); err != nil {
 		t.bound()
@@ -299,4 +324,12 @@ func (t *target) bound() {
 // dialPrimary returns a client that uses no node but the primary of its epoch.
 func dialPrimary(p *place) *redis.Client {
 	return node.Writer(p.address, p.epoch, p.login, p.access, shardTimeout)
+}
+
+func asAny(words []string) []any {
+	all := make([]any, len(words))
+	for i, w := range words {
+		all[i] = w
+	}
+	return all
 }

@@ -18,7 +18,8 @@ import (
 
 // carrier has a lane for each shard whose socket is bound, and keeps them at what the region's topology says.
 type carrier struct {
-	log *slog.Logger
+	writer string // name of the lanes among the shards' writers
+	log    *slog.Logger
 	// both removes what is written of keys that move at their other owner.
 	both *handoff.Coexistence
 	// gap is told what a shard's journal lacks, before the write that it is about is answered.
@@ -37,8 +38,8 @@ type carried struct {
 	listener net.Listener
 }
 
-func newCarrier(log *slog.Logger) *carrier {
-	c := &carrier{log: log, both: handoff.NewCoexistence(log), lanes: map[string]*carried{}}
+func newCarrier(writer string, log *slog.Logger) *carrier {
+	c := &carrier{writer: writer, log: log, both: handoff.NewCoexistence(log), lanes: map[string]*carried{}}
 	c.gap = func(shard string, g lane.Gap) {
 		log.Warn("a shard's journal lacks something", "shard", shard, "epoch", g.Epoch, "reason", g.Reason, "keys", len(g.Removed))
 	}
@@ -119,7 +120,7 @@ func (c *carrier) bind(shard, path string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := lane.New(lane.Config{Shard: shard, Encode: journal.Append, Both: c.both, Log: c.log, Gap: func(g lane.Gap) { c.gap(shard, g) }}, c.views[shard])
+	s := lane.New(lane.Config{Shard: shard, Writer: c.writer, Encode: journal.Append, Both: c.both, Log: c.log, Gap: func(g lane.Gap) { c.gap(shard, g) }}, c.views[shard])
 	c.lanes[shard] = &carried{s, l}
 	c.running.Go(func() { _ = s.Serve(l) }) // until it is closed
 	return nil

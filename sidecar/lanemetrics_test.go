@@ -29,7 +29,7 @@ func TestLanesAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Stop(time.Second)
-	c := newCarrier(slog.New(slog.DiscardHandler))
+	c := newCarrier("", slog.New(slog.DiscardHandler))
 	defer c.close()
 	topology := laned(server.Address())
 	c.follow(&topology)

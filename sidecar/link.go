@@ -39,8 +39,8 @@ type link struct {
 	follows map[any]map[string]bool
 }
 
-func newLink(c Config, source *certs.Source) *link {
-	l := &link{config: c, applier: regions.NewApplier(c.Logger), follows: map[any]map[string]bool{}}
+func newLink(c Config, writer string, source *certs.Source) *link {
+	l := &link{config: c, applier: regions.NewApplier(writer+":link", c.Logger), follows: map[any]map[string]bool{}}
 	if c.TLS.Cert != "" {
 		l.certs = source
 	}

@@ -30,7 +30,7 @@ func linkOf(t *testing.T, dir, region, name string) *link {
 			t.Fatal(err)
 		}
 	}
-	l := newLink(c, source)
+	l := newLink(c, "", source)
 	t.Cleanup(l.close)
 	return l
 }

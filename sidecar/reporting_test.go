@@ -204,7 +204,7 @@ func startReporting(t testing.TB, endpoints map[string]string, planes ...*contro
 func runReporting(t testing.TB, c Config, source *certs.Source, endpoints map[string]string) (r *reporting, stop func()) {
 	t.Helper()
 	topologies := newTopologies(c.Region, func() string { return "" }, nil, c.Logger)
-	r = newReporting(c, newControlPlanes(c, source), func() map[string]string { return endpoints }, topologies, newLink(c, source))
+	r = newReporting(c, newControlPlanes(c, source), func() map[string]string { return endpoints }, topologies, newLink(c, "", source))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.run(ctx) }()
@@ -412,7 +412,7 @@ func TestTargetsOfAControlPlaneThatStaysAwayAreForgotten(t *testing.T) {
 	plane := startedPlane(t)
 	plane.heard.ask(20*time.Millisecond, 200*time.Millisecond, &reports.Target{Shard: "all-0", Epoch: 1, Address: shards[0]})
 	c := Config{Name: "here-0", Region: "here", ControlPlanes: []string{plane.address}, Logger: slog.New(slog.DiscardHandler)}
-	r := newReporting(c, newControlPlanes(c, nil), func() map[string]string { return nil }, newTopologies("here", func() string { return "" }, nil, slog.New(slog.DiscardHandler)), newLink(c, nil))
+	r := newReporting(c, newControlPlanes(c, nil), func() map[string]string { return nil }, newTopologies("here", func() string { return "" }, nil, slog.New(slog.DiscardHandler)), newLink(c, "", nil))
 	r.keep = 300 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

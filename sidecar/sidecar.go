@@ -37,6 +37,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cachemesh/cachemesh/certs"
+	"github.com/cachemesh/cachemesh/regions/writers"
 )
 
 const (
@@ -155,7 +156,8 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lanes: %w", err)
 	}
-	carrier := newCarrier(c.Logger)
+	writer := writers.Name(c.Name)
+	carrier := newCarrier(writer, c.Logger)
 	lanes.bind, lanes.unbind, lanes.drain = carrier.bind, carrier.unbind, carrier.drain
 	r := newRelay(c, saved, lanes.folder, s.restartCount, source)
 	topology, err := loadTopology(c.Region, filepath.Join(c.Dir, topologyFile))
@@ -164,7 +166,7 @@ func newAgent(c Config, beside bool) (*agent, error) {
 	}
 	topologies := newTopologies(c.Region, r.servedBy, topology, c.Logger)
 	topologies.subscribe(carrier.follow)
-	link := newLink(c, source)
+	link := newLink(c, writer, source)
 	topologies.subscribe(link.applier.Update)
 	topologies.subscribe(link.links.Update)
 	topologies.subscribe(link.teller.Update)

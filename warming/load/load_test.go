@@ -94,7 +94,7 @@ func (r *region) serve() {
 	}
 	r.link = l.Addr().String()
 	log := slog.New(slog.NewTextHandler(r.t.Output(), nil))
-	a := regions.NewApplier(log)
+	a := regions.NewApplier("", log)
 	a.Update(r.topology)
 	receiver := regions.NewReceiver(r.name, nil, a, log)
 	server := receiver.Server(nil)
