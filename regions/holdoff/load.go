@@ -60,25 +60,25 @@ local function suspect(key)
   end
   return #key > %d
 end
-local out = {}
+local pcall, find, out, n = redis.pcall, string.find, {}, 0
 for i = 1, #ARGV, 3 do
   local key, ttl, reply = ARGV[i], ARGV[i + 1], nil
+  n = n + 1
   if some and suspect(key) then
-    out[#out + 1] = 'h'
+    out[n] = 'h'
   else
-    if string.sub(ttl, 1, 1) == 'd' then
-      reply = redis.pcall('RESTORE', key, string.sub(ttl, 2), ARGV[i + 2])
-    elseif ttl == '0' then
-      reply = redis.pcall('SET', key, ARGV[i + 2], 'NX')
+    if ttl == '0' then
+      reply = pcall('SET', key, ARGV[i + 2], 'NX')
+    elseif find(ttl, 'd', 1, true) then
+      reply = pcall('RESTORE', key, string.sub(ttl, 2), ARGV[i + 2])
     else
-      reply = redis.pcall('SET', key, ARGV[i + 2], 'NX', 'PX', ttl)
+      reply = pcall('SET', key, ARGV[i + 2], 'NX', 'PX', ttl)
     end
-    local err = reply and reply.err
-    if not reply then out[#out + 1] = 't'
-    elseif not err then out[#out + 1] = 'l'
-    elseif string.find(err, 'BUSYKEY', 1, true) then out[#out + 1] = 't'
-    elseif string.find(err, 'OOM', 1, true) then out[#out + 1] = 'm'
-    else out[#out + 1] = 'e' end
+    if not reply then out[n] = 't'
+    elseif reply.ok then out[n] = 'l'
+    elseif find(reply.err, 'BUSYKEY', 1, true) then out[n] = 't'
+    elseif find(reply.err, 'OOM', 1, true) then out[n] = 'm'
+    else out[n] = 'e' end
   end
 end
 return table.concat(out)`, maxKey))
