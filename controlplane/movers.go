@@ -136,6 +136,9 @@ func (m *movers) run(ctx context.Context, r *running) {
 		<-ctx.Done()
 		return
 	}
+	if first.Step != mesh.Fencing { // late agents are fenced before it drains; until then it copies
+		mover.Set(taskOf(first.Step))
+	}
 	var working sync.WaitGroup
 	defer working.Wait()
 	working.Go(func() { mover.Run(ctx) })
