@@ -56,13 +56,13 @@ func dayRegionNames() (names []string) {
 func (r *dayResult) plots() (all []template.HTML, err error) {
 	requests := chart.Lines{Title: "Requests a second", X: "hour, UTC", Y: "requests/s"}
 	for _, region := range dayRegions {
-		requests.Series = append(requests.Series, r.warmed.series(region.name, region.name, func(_, b daySample) float64 { return float64(b.Requests) }, mean))
+		requests.Series = append(requests.Series, r.warmed.series(region.name, region.name, func(_, b daySample) float64 { return float64(b.Requests) }))
 	}
 	charts := []chart.Lines{requests}
 	for _, region := range dayRegions {
 		reads := func(a, b daySample) float64 { return float64(b.DBReads - a.DBReads) }
 		l := chart.Lines{Title: "Database reads in " + region.name, X: "hour, UTC", Y: "reads/s", Series: []chart.Series{
-			r.warmed.series(region.name, "with warming", reads, mean), r.unwarmed.series(region.name, "without", reads, mean)}}
+			r.warmed.series(region.name, "with warming", reads), r.unwarmed.series(region.name, "without", reads)}}
 		for _, run := range r.Runs {
 			if run.Plan == trendingPlan && run.Region == region.name {
 				l.Marks = append(l.Marks, chart.Mark{Name: run.Plan, X: run.Clock.Sub(daysStart).Hours()})
@@ -73,7 +73,7 @@ func (r *dayResult) plots() (all []template.HTML, err error) {
 	for _, region := range dayRegions {
 		misses := func(a, b daySample) float64 { return float64(b.Misses - a.Misses) }
 		charts = append(charts, chart.Lines{Title: "Cache misses in " + region.name, X: "hour, UTC", Y: "misses/s", Series: []chart.Series{
-			r.warmed.series(region.name, "with warming", misses, mean), r.unwarmed.series(region.name, "without", misses, mean)}})
+			r.warmed.series(region.name, "with warming", misses), r.unwarmed.series(region.name, "without", misses)}})
 	}
 	for _, c := range charts {
 		svg, err := c.SVG()
@@ -89,16 +89,14 @@ func (r *dayResult) plots() (all []template.HTML, err error) {
 	return all, nil
 }
 
-func mean(sum float64, n int) float64 { return sum / float64(n) }
-
-// series is a line over the hours of the day.
-func (d *dayRun) series(region, name string, value func(a, b daySample) float64, of func(sum float64, n int) float64) chart.Series {
+// series is a line over the hours of the day: the mean of value in each part of an hour.
+func (d *dayRun) series(region, name string, value func(a, b daySample) float64) chart.Series {
 	s := chart.Series{Name: name}
 	samples := d.samples[region]
 	sum, n, bin := 0.0, 0, 0
 	flush := func() {
 		if n > 0 {
-			s.X, s.Y = append(s.X, (float64(bin)+0.5)*binOf), append(s.Y, of(sum, n))
+			s.X, s.Y = append(s.X, (float64(bin)+0.5)*binOf), append(s.Y, sum/float64(n))
 		}
 		sum, n = 0, 0
 	}

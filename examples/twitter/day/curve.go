@@ -11,16 +11,16 @@ var posting = [24]float64{0.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4,
 
 // catchingUp is which part of the requests is for what has spread while people slept, whatever of it: in the morning they look through it.
 func catchingUp(at time.Time) float64 {
-	if hour := at.Hour(); hour >= MorningPeak && hour < MorningPeakEnd {
+	if hour := at.Hour(); hour >= morning && hour < morningEnd {
 		return 0.5
 	}
 	return 0
 }
 
-// MorningPeak are the first and the last hour of a region's morning, of its own time.
+// The morning peak, of the region's own time.
 const (
-	MorningPeak    = 7
-	MorningPeakEnd = 10
+	morning    = 7
+	morningEnd = 10
 )
 
 // level is what share of the most is asked for at a time, of the time's zone.
