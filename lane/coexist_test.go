@@ -59,7 +59,7 @@ func startMoving(t *testing.T) *moves {
 			}
 		}
 	}
-	m.fixture = startLaneOf(t, m.view, m.both)
+	m.fixture = startLaneOf(t, Config{Both: m.both}, m.view)
 	return m
 }
 

@@ -18,7 +18,7 @@ import (
 func TestLargeValuesPassAsTheyCome(t *testing.T) {
 	ctx := context.Background()
 	_, node := startRedis(t, process.Redis{})
-	f := startLane(t, View{Address: addressOf(node)})
+	f := startLaneOf(t, patient, View{Address: addressOf(node)})
 	c := f.connect(t)
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)

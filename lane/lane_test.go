@@ -17,7 +17,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/cachemesh/cachemesh/handoff"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 )
@@ -96,11 +95,13 @@ type fixture struct {
 
 func startLane(t *testing.T, v View) *fixture {
 	t.Helper()
-	return startLaneOf(t, v, nil)
+	return startLaneOf(t, Config{}, v)
 }
 
-// startLaneOf starts a lane whose shard may be in a handoff.
-func startLaneOf(t *testing.T, v View, both *handoff.Coexistence) *fixture {
+// patient is of a lane that a slow machine must not make refuse what waits for its turn.
+var patient = Config{Timeout: time.Minute}
+
+func startLaneOf(t *testing.T, c Config, v View) *fixture {
 	t.Helper()
 	if v.Routes == nil {
 		v.Routes = routes
@@ -110,7 +111,8 @@ func startLaneOf(t *testing.T, v View, both *handoff.Coexistence) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Server = New(Config{Shard: "shard-1", Encode: encode, Both: both, Gap: func(g Gap) {
+	c.Shard, c.Encode = "shard-1", encode
+	c.Gap = func(g Gap) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		var keys [][]byte
@@ -119,7 +121,8 @@ func startLaneOf(t *testing.T, v View, both *handoff.Coexistence) *fixture {
 		}
 		g.Removed = keys
 		f.gaps = append(f.gaps, g)
-	}}, v)
+	}
+	f.Server = New(c, v)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -273,7 +276,7 @@ func TestWritesAndTheirEntries(t *testing.T) {
 
 func TestRepliesKeepTheirOrder(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
-	f := startLane(t, View{Address: addressOf(node)})
+	f := startLaneOf(t, patient, View{Address: addressOf(node)})
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
