@@ -31,6 +31,8 @@ type Options struct {
 	TLSIssuer string
 	// RedisSecret names a Secret that is mounted at /etc/cachemesh/redis, for the files that mesh.yaml names; "" for none.
 	RedisSecret string
+	// Link is the port at which the sidecar listens for agents of other regions; 0 is that it does not.
+	Link uint16
 }
 
 // The names of what is added. An item of such a name is replaced, so that a pod can be injected again.
@@ -100,6 +102,9 @@ func (o Options) validate() error {
 		if name != "" && !objectPattern.MatchString(name) {
 			return fmt.Errorf("%s %q is no name of a Secret", what, name)
 		}
+	}
+	if o.Link != 0 && o.TLSIssuer == "" {
+		return errors.New("a link without a TLS issuer: anybody on the pods' network could remove keys, so name the issuer of the sidecars' certificates")
 	}
 	if o.TLSIssuer != "" && !issuerPattern.MatchString(o.TLSIssuer) {
 		return fmt.Errorf("TLS issuer %q is no name of an issuer: write NAME, Issuer/NAME or ClusterIssuer/NAME", o.TLSIssuer)

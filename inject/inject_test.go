@@ -26,7 +26,7 @@ func optionsOf(file string) Options {
 	case "secrets.yaml":
 		o.TLSSecret, o.RedisSecret = "cachemesh-ca", "redis-passwords"
 	case "issuer.yaml":
-		o.TLSIssuer = "ClusterIssuer/mesh"
+		o.TLSIssuer, o.Link = "ClusterIssuer/mesh", 7946
 	}
 	return o
 }
@@ -187,6 +187,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		`TLS secret "a: b"`:        func(o *Options) { o.TLSSecret = "a: b" },
 		`Redis secret "../x"`:      func(o *Options) { o.RedisSecret = "../x" },
 		`TLS issuer "Foo/x"`:       func(o *Options) { o.TLSIssuer = "Foo/x" },
+		"a link without a TLS":     func(o *Options) { o.Link = 7946 },
 	} {
 		o := options
 		change(&o)

@@ -66,7 +66,7 @@ func (r *Route) setDefaults(t Transactions) {
 	}
 	if r.HoldOff == unset {
 		r.HoldOff = 0
-		if r.Coherence == Invalidate {
+		if r.Coherence == Invalidate && r.Writes == Refill {
 			r.HoldOff = DefaultHoldOff
 		}
 	}
@@ -86,6 +86,9 @@ func (v *validation) coherence(field string, r Route, t Transactions) {
 	}
 	if r.Coherence == Local && r.HoldOff != 0 {
 		v.add(field+".holdOff", coherent, "nothing invalidates this route's keys")
+	}
+	if r.Coherence == Invalidate && r.Writes == Update && r.HoldOff != 0 {
+		v.add(field+".holdOff", "write writes: refill, or remove this", "on this route a SET is a new value and no refill, so nothing is suspect after an invalidation")
 	}
 	if r.HoldOff < 0 || r.HoldOff > maxHoldOff {
 		v.add(field+".holdOff", "choose from 0s, which is none, to 600s", "%s is out of range", r.HoldOff)

@@ -51,6 +51,7 @@ the pod's securityContext has an fsGroup.`,
 	f.StringVar(&o.Image, "image", "cachemesh:"+version, "image of the sidecar")
 	f.StringVar(&o.TLSSecret, "tls-secret", "", "Secret whose ca.crt signed the control planes' certificates")
 	f.StringVar(&o.TLSIssuer, "tls-issuer", "", "cert-manager issuer, NAME or ClusterIssuer/NAME, of a certificate for each pod")
+	f.Uint16Var(&o.Link, "link", 0, "port at which pods listen for sidecars of other regions, such as 7946; needs --tls-issuer (default: none)")
 	f.StringVar(&o.RedisSecret, "redis-secret", "", "Secret to mount at /etc/cachemesh/redis, for the files that mesh.yaml names")
 	cmd.MarkFlagFilename("filename", "yaml", "yml")
 	return cmd
