@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// So many keys, or about so many bytes, go to a shard at once. Meanwhile it serves nobody else.
-	keysAtOnce  = 128
+	// What goes to a shard at once is what the budget has for a while, within bounds, or about so many bytes: meanwhile the shard serves nobody else.
+	atOnce      = 5 * time.Millisecond
+	keysAtLeast = 64
+	keysAtMost  = 512
 	bytesAtOnce = 64 << 10
 	// shardTimeout bounds what a shard takes for that.
 	shardTimeout = time.Second
@@ -188,7 +190,7 @@ func (s *hand) send(j *job, b *source.Batch, o *outcome) int {
 	taken := 0
 	for _, i := range s.pending {
 		it := &b.Items[i]
-		if len(s.sent) == keysAtOnce || size > bytesAtOnce {
+		if len(s.sent) == j.atOnce || size > bytesAtOnce {
 			break
 		}
 		taken++

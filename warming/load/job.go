@@ -35,6 +35,7 @@ type job struct {
 	queue  *queue.Queue
 	pace   pace          // of keys that are loaded
 	origin pace          // of keys that an origin is asked for
+	atOnce int           // keys that go to a shard at once
 	slots  chan *hands   // of who works on no chunk
 	more   chan struct{} // there may be something to claim
 	log    *slog.Logger
@@ -47,6 +48,7 @@ type job struct {
 func newJob(l *Loader, r warming.Run) *job {
 	j := &job{loader: l, r: r, queue: queue.New(r.Pool, r.ID, l.at.Load), slots: make(chan *hands, r.Budget.Concurrency), more: make(chan struct{}, 1), working: map[string]context.CancelFunc{},
 		log: l.config.Log.With("run", r.ID)}
+	j.atOnce = min(keysAtMost, max(keysAtLeast, int(atOnce.Seconds()*float64(r.Budget.KeysPerSecond))))
 	j.pace.rate, j.origin.rate = float64(r.Budget.KeysPerSecond), float64(r.Budget.OriginPerSecond)
 	for range r.Budget.Concurrency {
 		j.slots <- &hands{job: j, shards: map[string]*hand{}}
