@@ -327,7 +327,8 @@ func TestAWriteWhoseTimeIsOverIsGivenUp(t *testing.T) {
 	c := f.connect(t)
 	for i := range 12 {
 		k := fmt.Sprint("u:", i)
-		gone.Epoch, there.Epoch = there.Epoch+1, there.Epoch+2
+		gone, there := gone, there
+		gone.Epoch, there.Epoch = uint64(2*i+1), uint64(2*i+2)
 		f.Update(gone)
 		time.AfterFunc(f.config.Timeout-time.Duration(i)*300*time.Microsecond, func() { f.Update(there) })
 		said := c.do("SET", k, "x")
