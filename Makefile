@@ -88,7 +88,7 @@ day: tools ## a day of two regions in minutes, with warming and without (16 min)
 	@go run ./bench day $(ARGS)
 
 .PHONY: chaos
-chaos: tools ## kill everything, by seed, while a checker looks (20 min); ARGS="--for 2m --rate 300 --seed 7" and so on
+chaos: tools ## kill everything, by seed, while a checker looks (20 min), then the same with Pub/Sub; ARGS="--for 2m --rate 300 --seed 7" and so on
 	@go run ./bench chaos $(ARGS)
 
 .PHONY: vuln

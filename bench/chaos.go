@@ -27,6 +27,7 @@ type chaosPlan struct {
 	rate             float64       // changes a second, of all routes
 	every            time.Duration // from one kill to the next, on average
 	pubsub           bool          // in place of cachemesh's own invalidation
+	peer             time.Duration // for how long Pub/Sub runs afterwards, in a mesh of its own
 	kinds            []string      // what is killed; none is everything
 	logs             string        // folder that keeps all files of the run; "" is none
 	keysPerRate      float64       // how many keys there are for each change a second
@@ -35,13 +36,15 @@ type chaosPlan struct {
 }
 
 var (
-	chaosFull  = chaosPlan{seed: 1, time: 18 * time.Minute, rate: 1000, every: 4 * time.Second, keysPerRate: 25, lag: 2 * time.Second, holdOff: 3 * time.Second, bound: 5 * time.Second, withFence: 30 * time.Second}
+	chaosFull  = chaosPlan{seed: 1, time: 990 * time.Second, rate: 1300, every: 4 * time.Second, keysPerRate: 25, lag: 2 * time.Second, holdOff: 3 * time.Second, bound: 5 * time.Second, withFence: 30 * time.Second}
 	chaosQuick = chaosPlan{seed: 1, time: 20 * time.Second, rate: 150, every: 1500 * time.Millisecond, keysPerRate: 25, lag: 2 * time.Second, holdOff: 3 * time.Second, bound: 5 * time.Second, withFence: 30 * time.Second}
 )
 
 const (
 	chaosShards, chaosNodes, chaosSidecars = 2, 2, 2
 	chaosWay                               = 20 * time.Millisecond
+	// The peer need only lose something.
+	peerRate, peerEvery = 200, 2 * time.Second
 	// chaosRoutes have a route of each kind, and one of which cachemesh tells nobody, for Pub/Sub.
 	chaosRoutes = `prefix: "user:", coherence: invalidate, writes: refill
 prefix: "name:", coherence: invalidate, writes: update
@@ -51,22 +54,25 @@ prefix: ""`
 func chaosFlags(cmd *cobra.Command, s *settings) {
 	f := cmd.Flags()
 	f.Uint64Var(&s.chaos.seed, "seed", 0, "of what is killed and what is changed (default: 1)")
-	f.DurationVar(&s.chaos.time, "for", 0, "how long there are changes and kills; looking takes a minute longer (default: 18m)")
-	f.Float64Var(&s.chaos.rate, "rate", 0, "changes a second (default: 1000)")
+	f.DurationVar(&s.chaos.time, "for", 0, "how long there are changes and kills; looking takes a minute longer (default: 16m30s)")
+	f.Float64Var(&s.chaos.rate, "rate", 0, "changes a second (default: 1300)")
 	f.DurationVar(&s.chaos.every, "kill-every", 0, "from one kill to the next, on average (default: 4s)")
 	f.StringSliceVar(&s.chaos.kinds, "kill", nil, "kill only these: "+strings.Join(kindNames(), ", "))
 	f.StringVar(&s.chaos.logs, "logs", "", "folder that keeps the logs and other files of the run")
+	f.DurationVar(&s.chaos.peer, "peer", time.Minute, "how long the same runs with Redis Pub/Sub afterwards, which must lose something; 0 is not at all")
 	f.BoolVar(&s.chaos.pubsub, "pubsub", false, "have applications invalidate over Redis Pub/Sub, to see what the checker sees")
 }
 
 // chaosResult is what `bench chaos` prints.
 type chaosResult struct {
 	header
-	Plan   map[string]any `json:"plan"`
-	Seed   uint64         `json:"seed"`
-	PubSub bool           `json:"pubsub"`
-	Writes int64          `json:"acknowledged_writes"`
-	Lost   int            `json:"lost"` // acknowledged invalidations that a region never saw
+	Verdict string         `json:"verdict"`
+	Plan    map[string]any `json:"plan"`
+	Began   time.Time      `json:"began"`
+	Seed    uint64         `json:"seed"`
+	PubSub  bool           `json:"pubsub"`
+	Writes  int64          `json:"acknowledged_writes"`
+	Lost    int            `json:"lost"` // acknowledged invalidations that a region never saw
 	// Outlived are stale values that stay, and may have come as a refill.
 	Outlived int `json:"outlived"`
 	// Stale are values that were served longer than the bound and then went, without a fence or later than one may take.
@@ -78,11 +84,19 @@ type chaosResult struct {
 	Strikes    []strike                   `json:"strikes"`
 	Fences     []seenFence                `json:"fences"`
 	Reports    map[string]*checker.Report `json:"reports"` // by kind of writes
+	// Peer is what the same checker found of Redis Pub/Sub in cachemesh's place.
+	Peer       *chaosResult `json:"pubsub_peer,omitempty"`
+	PubSubLost *int         `json:"pubsub_lost,omitempty"`
 }
 
 // err is what is wrong with the cache.
 func (r *chaosResult) err() error {
-	if r.PubSub || r.Lost+r.Outlived+r.Stale == 0 {
+	switch {
+	case r.PubSub:
+		return nil
+	case r.Lost+r.Outlived+r.Stale == 0 && r.PubSubLost != nil && *r.PubSubLost == 0:
+		return fmt.Errorf("seed %d: Redis Pub/Sub lost nothing in %d changes, so the checker proves nothing: let it run for longer with --peer", r.Seed, r.Peer.Writes)
+	case r.Lost+r.Outlived+r.Stale == 0:
 		return nil
 	}
 	return fmt.Errorf("seed %d: %d acknowledged invalidations are lost, %d stale values stay, %d were served for too long", r.Seed, r.Lost, r.Outlived, r.Stale)
@@ -108,26 +122,51 @@ func benchChaos(ctx context.Context, s settings) (result, error) {
 	if err != nil {
 		return nil, err
 	}
+	r := &chaosResult{header: head, Seed: plan.seed}
+	if err := r.perform(ctx, s, plan, cachemesh); err != nil {
+		return nil, err
+	}
+	if plan.peer > 0 && !plan.pubsub {
+		fmt.Fprintln(s.progress, "the same with Redis Pub/Sub")
+		peer := plan
+		peer.pubsub, peer.time, peer.rate, peer.every = true, plan.peer, min(plan.rate, peerRate), peerEvery
+		s.dir = filepath.Join(s.dir, "peer")
+		r.Peer = &chaosResult{header: head, Seed: plan.seed}
+		if err := r.Peer.perform(ctx, s, peer, cachemesh); err != nil {
+			return nil, fmt.Errorf("with Pub/Sub: %w", err)
+		}
+		r.PubSubLost = &r.Peer.Lost
+	}
+	r.Verdict = "nothing was lost, and nothing stayed or was served for too long"
+	if err := r.err(); err != nil {
+		r.Verdict = err.Error()
+	}
+	r.Seconds = rounded(time.Since(began).Seconds())
+	return r, nil
+}
+
+// perform runs a mesh, and a checker while victims are killed.
+func (r *chaosResult) perform(ctx context.Context, s settings, plan chaosPlan, cachemesh string) error {
+	began := time.Now()
 	m, err := startRegions(ctx, s.dir, cachemesh, regionsPlan{names: []string{"us-east", "eu-west"}, routes: chaosRoutes, probe: "user:",
 		shards: chaosShards, nodes: chaosNodes, sidecars: chaosSidecars, oneWay: chaosWay, link: true})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer m.stop()
 	v, err := newVictims(ctx, s.dir, m, plan)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer v.stop()
-	r := &chaosResult{header: head, Seed: plan.seed, PubSub: plan.pubsub, Reports: map[string]*checker.Report{}, Plan: map[string]any{
+	r.PubSub, r.Began, r.Reports = plan.pubsub, began.UTC(), map[string]*checker.Report{}
+	r.Plan = map[string]any{
 		"regions": len(m.regions), "shards": chaosShards, "nodes_per_shard": chaosNodes, "sidecars": chaosSidecars, "one_way_delay_ms": milliseconds(chaosWay),
 		"seconds": plan.time.Seconds(), "writes_per_second": plan.rate, "kill_every_seconds": plan.every.Seconds(), "database_lag_seconds": plan.lag.Seconds(),
-		"hold_off_seconds": plan.holdOff.Seconds(), "bound_seconds": plan.bound.Seconds(), "bound_with_fence_seconds": plan.withFence.Seconds()}}
-	if err := r.run(ctx, s, plan, m, v); err != nil {
-		return nil, err
-	}
+		"hold_off_seconds": plan.holdOff.Seconds(), "bound_seconds": plan.bound.Seconds(), "bound_with_fence_seconds": plan.withFence.Seconds()}
+	err = r.run(ctx, s, plan, m, v)
 	r.Seconds = rounded(time.Since(began).Seconds())
-	return r, nil
+	return err
 }
 
 // or takes what is not set from another.
@@ -144,7 +183,7 @@ func (p chaosPlan) or(other chaosPlan) chaosPlan {
 	if p.every != 0 {
 		other.every = p.every
 	}
-	other.pubsub, other.kinds, other.logs = p.pubsub, p.kinds, p.logs
+	other.pubsub, other.peer, other.kinds, other.logs = p.pubsub, p.peer, p.kinds, p.logs
 	return other
 }
 
@@ -294,7 +333,16 @@ func (r *chaosResult) markdown(w io.Writer) {
 		"invalidations were lost, %d stale values stayed**; %d were served later than %v s after the change, and %d more until a fence, of which there were %d.\n",
 		r.Plan["shards"], r.Plan["sidecars"], r.Plan["one_way_delay_ms"], r.Plan["database_lag_seconds"], r.Writes, r.Seed, strings.Join(kills, ", "),
 		r.Lost, r.Outlived, r.Stale, r.Plan["bound_seconds"], r.Fenced, len(r.Fences))
-	if r.PubSub {
+	switch {
+	case r.PubSub:
 		fmt.Fprint(w, "\nThis was Redis Pub/Sub in cachemesh's place.\n")
+	case r.Peer != nil:
+		fmt.Fprintf(w, "Redis Pub/Sub in cachemesh's place lost %d of %d.\n", r.Peer.Lost, r.Peer.Writes)
+	}
+	if len(r.Fences) > 0 {
+		fmt.Fprint(w, "\n| at, s | fence | of | for, s | why |\n|---|---|---|---|---|\n")
+	}
+	for _, f := range r.Fences {
+		fmt.Fprintf(w, "| %.1f | %s → %s | %s | %.1f | %s |\n", f.Since.Sub(r.Began).Seconds(), f.From, f.To, f.Shard, f.Last.Sub(f.Since).Seconds(), f.Reason)
 	}
 }

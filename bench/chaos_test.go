@@ -40,6 +40,7 @@ func TestFencesExplainStaleValues(t *testing.T) {
 }
 
 func TestChaosVerdict(t *testing.T) {
+	none, some := 0, 7
 	for _, test := range []struct {
 		name string
 		r    chaosResult
@@ -50,6 +51,8 @@ func TestChaosVerdict(t *testing.T) {
 		{"stays", chaosResult{Outlived: 1}, true},
 		{"for too long", chaosResult{Stale: 1}, true},
 		{"Pub/Sub", chaosResult{PubSub: true, Lost: 1}, false},
+		{"and Pub/Sub lost some", chaosResult{Peer: &chaosResult{}, PubSubLost: &some}, false},
+		{"but Pub/Sub lost none", chaosResult{Peer: &chaosResult{}, PubSubLost: &none}, true},
 	} {
 		if err := test.r.err(); (err != nil) != test.bad {
 			t.Errorf("%s: %v", test.name, err)
