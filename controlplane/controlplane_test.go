@@ -65,7 +65,8 @@ func TestRunServesAWatchedFile(t *testing.T) {
 	for _, want := range []string{`cachemesh_controlplane_config_valid{region="home"} 0`, `cachemesh_shard_up{node="` + at(2) + `",pool="cache",region="home",role="primary",shard="cache-0"} 1`,
 		`cachemesh_controlplane_leading{region="home"} 1`, `cachemesh_shard_epoch{pool="cache",region="home",shard="cache-0"} 1`,
 		`cachemesh_shard_stand_in{kind="null",pool="cache",region="home",shard="cache-0"} 0`, `cachemesh_shard_witnesses{pool="cache",region="home",shard="cache-0",state="up"} 0`,
-		`cachemesh_pool_frozen{pool="cache",region="home"} 0`, `cachemesh_pool_spread{of="bytes",pool="cache",region="home"} 1`,
+		`cachemesh_pool_frozen{pool="cache",region="home"} 0`, `cachemesh_pool_generation{pool="cache",region="home"} 0`,
+		`cachemesh_handoff_step_seconds{pool="cache",region="home",step="purging"} 0`, `cachemesh_pool_spread{of="bytes",pool="cache",region="home"} 1`,
 		`cachemesh_controlplane_events_total{kind="bootstrap",region="home"} 1`, `cachemesh_failover_seconds_count{region="home"} 0`} {
 		if !strings.Contains(string(metrics), want) {
 			t.Errorf("/metrics lacks %s", want)

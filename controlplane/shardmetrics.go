@@ -51,7 +51,7 @@ func (h *history) happened(e shards.Event) {
 }
 
 func describeShards(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{epochDesc, standInDesc, witnessesDesc, spreadDesc, frozenDesc, leadingDesc} {
+	for _, d := range append([]*prometheus.Desc{epochDesc, standInDesc, witnessesDesc, spreadDesc, frozenDesc, leadingDesc}, handoffDescs...) {
 		ch <- d
 	}
 }
@@ -75,6 +75,7 @@ func (c *ControlPlane) collectShards(v *view, ch chan<- prometheus.Metric) {
 	}
 	for _, p := range pools {
 		gauge(frozenDesc, number(p.Frozen != nil), p.Pool)
+		p.collect(time.Now(), gauge)
 		for of, value := range map[string]*float64{"keys": p.Spread.Keys, "bytes": p.Spread.Bytes, "operations": p.Spread.Operations} {
 			if value != nil {
 				gauge(spreadDesc, *value, p.Pool, of)

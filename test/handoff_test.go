@@ -382,7 +382,7 @@ func TestASidecarPartedThroughAHandoff(t *testing.T) {
 				t.Errorf("late are %v: %v", p.Late, err)
 			}
 			refused := 0
-			for i := range 200 {
+			for i := range 40 {
 				key := fmt.Sprintf("still-%d", i)
 				if err := other.Set(t.Context(), key, "new", 0).Err(); err != nil {
 					t.Fatal(err)
@@ -406,7 +406,7 @@ func TestASidecarPartedThroughAHandoff(t *testing.T) {
 				return err
 			})
 			m.plane.waitSynced(t, "s-1")
-			for i := range 200 {
+			for i := range 40 {
 				if err := parted.Set(t.Context(), fmt.Sprintf("still-%d", i), "newer", 0).Err(); err != nil {
 					t.Fatal(err)
 				}

@@ -62,6 +62,16 @@ var shards = page{
 			{title: "Witnesses", about: "What sidecars say of the primaries that they watch.", unit: units.Short, width: 8,
 				queries: []query{{`sum by (region, state) (max by (region, pool, shard, state) (cachemesh_shard_witnesses{region=~"$region", pool=~"$pool"}))`, "{{region}} {{state}}"}}},
 		}},
+		{title: "Handoffs", panels: []panel{
+			{title: "Generations", about: "Each step is another ring.", unit: units.Short, number: true, width: 6,
+				queries: []query{{`max by (region, pool) (cachemesh_pool_generation{region=~"$region", pool=~"$pool"})`, "{{region}} {{pool}}"}}},
+			{title: "Sidecars that may not follow their ring", unit: units.Short, number: true, width: 6,
+				queries: []query{{`max by (region, pool) (cachemesh_pool_late_sidecars{region=~"$region", pool=~"$pool"})`, "{{region}} {{pool}}"}}},
+			{title: "Time in the step", about: "Of the handoff under way.", unit: units.Seconds, width: 6,
+				queries: []query{{`max by (region, pool, step) (cachemesh_handoff_step_seconds{region=~"$region", pool=~"$pool"})`, "{{region}} {{pool}} {{step}}"}}},
+			{title: "Keys", about: "That move, and what became of them; as the leader knows.", unit: units.Short, width: 6,
+				queries: []query{{`max by (region, pool, of) (cachemesh_handoff_keys{region=~"$region", pool=~"$pool"})`, "{{region}} {{pool}} {{of}}"}}},
+		}},
 		{title: "Nodes", panels: []panel{
 			{title: "Nodes that answer", unit: units.Short, width: 12,
 				queries: []query{{`sum by (region, pool, role) (max by (region, pool, shard, node, role) (cachemesh_shard_up{region=~"$region", pool=~"$pool"}))`, "{{region}} {{pool}} {{role}}"}}},
