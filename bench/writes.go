@@ -114,7 +114,8 @@ func benchWrites(ctx context.Context, s settings) (result, error) {
 	defer m.stop()
 	r := &writesResult{header: head, Ways: map[string]map[string]*writesFigures{}, Plan: map[string]any{"shards": shardCount, "nodes_per_shard": 2,
 		"keys": keyCount, "value_bytes": valueBytes, "connections": plan.connections, "rounds": plan.rounds, "window_seconds": plan.window.Seconds(),
-		"open_loop_rounds": plan.openRounds, "open_loop_window_seconds": plan.openWindow.Seconds()}}
+		"open_loop_rounds": plan.openRounds, "open_loop_window_seconds": plan.openWindow.Seconds(),
+		"open_loop_rate": "half of what the slower of the two does in the closed loop"}}
 	if err := r.measure(ctx, s.progress, plan, m.regions[0]); err != nil {
 		return nil, err
 	}
