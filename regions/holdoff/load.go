@@ -46,13 +46,17 @@ var loadDigest = func() string {
 	return hex.EncodeToString(sum[:])
 }()
 
-// loadScript takes keys, times to live and values in turn. A mark that is over, but still there, counts: its key is about to be removed once more.
+// loadScript takes keys, times to live and values in turn. A key's mark that is over, but still there, counts: the key is about to be removed once
+// more.
 var loadScript = script(fmt.Sprintf(`
 local held, prefixes = KEYS[1], KEYS[2]
 -- This alone is no hit or miss.
 local some = redis.call('MEMORY', 'USAGE', held, 'SAMPLES', '1')
 local wides = {}
-if some and redis.call('MEMORY', 'USAGE', prefixes, 'SAMPLES', '1') then wides = redis.call('ZRANGE', prefixes, 0, -1) end
+if some and redis.call('MEMORY', 'USAGE', prefixes, 'SAMPLES', '1') then
+  local time = redis.call('TIME')
+  wides = redis.call('ZRANGEBYSCORE', prefixes, '(' .. string.format('%%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), '+inf')
+end
 local function suspect(key)
   if redis.call('ZADD', held, 'XX', 'INCR', 0, key) then return true end
   for _, prefix in ipairs(wides) do

@@ -398,3 +398,24 @@ func TestWhatWasLoadedIsLookedAt(t *testing.T) {
 		}
 	}
 }
+
+// A primary that begins holds all keys for a while. What is to be loaded then is loaded after it.
+func TestAShardThatHoldsEverythingIsWaitedFor(t *testing.T) {
+	from := newRegion(t, "there", startRedis(t, process.Redis{}))
+	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	const keys = 5000
+	from.fill("user:", keys, 0)
+	linked(from, to)
+	note := holdoff.Note{Prefixes: []holdoff.Mark{{For: 2 * time.Second}}}
+	if err := to.nodes[0].Do(t.Context(), note.Args()...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	run := copyOf(from, to, "user:")
+	q := to.begun(&run)
+	to.agent("a").Follow([]warming.Run{run})
+	p := until(t, q, "done", over)
+	if p.Counts.Loaded != keys {
+		t.Errorf("progress at the end: %+v", p)
+	}
+	to.complete("user:", keys)
+}

@@ -348,7 +348,7 @@ func (j *job) count(it *source.Item, fate byte, o *outcome) {
 		o.counts.There++
 		o.bytes += uint64(len(it.Key) + len(it.Value))
 	case holdoff.LoadHeld:
-		o.counts.Refused++
+		o.held = append(o.held, it.Key)
 	case holdoff.LoadMemory:
 		o.counts.Memory++
 	default:

@@ -218,6 +218,7 @@ type outcome struct {
 	counts  warming.Counts
 	bytes   uint64
 	samples []queue.Sample
+	held    [][]byte // keys of the last batch that are in a hold-off
 }
 
 // maxSamples bounds what one chunk adds to the run's sample.
@@ -329,14 +330,14 @@ func (j *job) ask(ctx context.Context, giveUp int, f func() error) error {
 
 // page loads what a page has, and what it says is to be fetched, but for keys that are queued.
 func (j *job) page(ctx context.Context, from source.Source, h *hands, p source.Page, queued bool, o *outcome) error {
-	if err := j.batch(ctx, h, &p.Batch, o); err != nil {
+	if _, err := j.batch(ctx, h, &p.Batch, o); err != nil {
 		return err
 	}
 	keys := p.Later
 	if !queued {
 		keys = append(keys, p.Named...)
 	}
-	for keys := range slices.Chunk(keys, queue.OriginKeys) {
+	for keys := range slices.Chunk(keys, queue.ChunkSize(&j.r)) {
 		if err := j.fetch(ctx, from, h, keys, o); err != nil {
 			return err
 		}
@@ -344,12 +345,29 @@ func (j *job) page(ctx context.Context, from source.Source, h *hands, p source.P
 	return nil
 }
 
-// batch loads what the source told, and leaves in Later what has become too old meanwhile, too.
-func (j *job) batch(ctx context.Context, h *hands, b *source.Batch, o *outcome) error {
+// batch loads what the source told, and leaves in Later what has become too old meanwhile, too. It says whether the shards hold so much that
+// it is better to come back, since a primary begins with all keys held: then what is held is in Later.
+func (j *job) batch(ctx context.Context, h *hands, b *source.Batch, o *outcome) (held bool, err error) {
 	o.counts.Missing += uint64(b.Missing)
 	o.counts.Failed += uint64(b.Failed)
-	return h.load(ctx, b, o)
+	o.held = nil
+	if err := h.load(ctx, b, o); err != nil {
+		return false, err
+	}
+	if held = len(o.held) >= manyHeld && 2*len(o.held) > len(b.Items); held {
+		b.Later = append(b.Later, o.held...)
+	} else {
+		o.counts.Refused += uint64(len(o.held))
+	}
+	return held, nil
 }
+
+const (
+	manyHeld = 8
+	// heldAgain is when a shard that holds much is tried again, heldMost how long.
+	heldAgain = 250 * time.Millisecond
+	heldMost  = 30 * time.Second
+)
 
 // fetch loads keys by name.
 func (j *job) fetch(ctx context.Context, from source.Source, h *hands, keys [][]byte, o *outcome) error {
@@ -357,6 +375,7 @@ func (j *job) fetch(ctx context.Context, from source.Source, h *hands, keys [][]
 	if queue.Origin(&j.r) {
 		giveUp = triesOrigin
 	}
+	began := time.Now()
 	for n := 1; len(keys) > 0; n++ {
 		if queue.Origin(&j.r) {
 			j.origin.wait(ctx, len(keys))
@@ -378,8 +397,14 @@ func (j *job) fetch(ctx context.Context, from source.Source, h *hands, keys [][]
 		}
 		progress := len(b.Later) < len(keys)
 		before := len(b.Later)
-		if err := j.batch(ctx, h, &b, o); err != nil {
+		held, err := j.batch(ctx, h, &b, o)
+		if err != nil {
 			return err
+		}
+		if held && time.Since(began) < heldMost {
+			pause(ctx, heldAgain)
+			n, keys = n-1, b.Later
+			continue
 		}
 		if old := len(b.Later) - before; n >= tries && old > 0 || !progress {
 			// The source takes longer than a value stays true for certain.

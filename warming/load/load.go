@@ -35,6 +35,7 @@ type Loader struct {
 	topology atomic.Pointer[mesh.Topology]
 	at       atomic.Pointer[place.Map]
 	rooms    rooms
+	windows  windows
 	wake     chan struct{}
 
 	mu   sync.Mutex
@@ -73,6 +74,7 @@ func (l *Loader) Follow(runs []warming.Run) {
 	l.mu.Lock()
 	l.runs = runs
 	l.mu.Unlock()
+	l.windows.update(runs)
 	select {
 	case l.wake <- struct{}{}:
 	default:

@@ -53,7 +53,7 @@ func (j *job) lookOnce(ctx context.Context, every time.Duration) error {
 	}
 	var changed []queue.Sample
 	for shard, at := range shards {
-		if err := ask(ctx, shard, samples, at); err != nil {
+		if err := j.lookAt(ctx, shard, samples, at); err != nil {
 			return fmt.Errorf("shard %s: %w", shard.Name, err)
 		}
 		for _, i := range at {
@@ -72,8 +72,8 @@ func (j *job) lookOnce(ctx context.Context, every time.Duration) error {
 	return j.queue.Looked(ctx, changed, len(samples), read, evicted)
 }
 
-// ask asks a shard about samples, and notes what it says of them.
-func ask(ctx context.Context, shard *place.Shard, samples []queue.Sample, at []int) error {
+// lookAt asks a shard about samples, and notes what it says of them.
+func (j *job) lookAt(ctx context.Context, shard *place.Shard, samples []queue.Sample, at []int) error {
 	pipe, err := node.OpenPipe(ctx, shard.Address, shard.Epoch, shard.Access, shardTimeout)
 	if err != nil {
 		return err
@@ -115,11 +115,11 @@ func ask(ctx context.Context, shard *place.Shard, samples []queue.Sample, at []i
 			s.Fate = queue.Evicted
 		case counts:
 			// It falls with time, and rises with accesses only.
-			if before := s.Frequency; n > startFrequency || before > 0 && n > before {
+			if before := s.Frequency; (n > startFrequency || before > 0 && n > before) && !j.loader.windows.within(j.r.ID, j.r.Pool, now) {
 				s.Fate = queue.Read
 			}
 			s.Frequency = n
-		case time.Duration(n)*time.Second+clockTick < age:
+		case time.Duration(n)*time.Second+clockTick < age && !j.loader.windows.within(j.r.ID, j.r.Pool, now.Add(-time.Duration(n)*time.Second)):
 			s.Fate = queue.Read
 		}
 	}

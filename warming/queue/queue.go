@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	// ChunkKeys is how many keys a chunk names at most, and OriginKeys if the origin is asked for their values.
+	// ChunkKeys is how many keys a chunk names at most, OriginKeys if the origin is asked for their values.
 	ChunkKeys  = 512
 	OriginKeys = 100
 	// dead is how long nothing is heard of a chunk before another agent takes it over. KeepEvery is how often who works on one says so.
@@ -131,7 +131,7 @@ func (q *Queue) Create(ctx context.Context, r *warming.Run, keys []string) error
 	if !r.Keys.Named {
 		args = append(args, "c", "")
 	}
-	for part := range slices.Chunk(keys, chunkSize(r)) {
+	for part := range slices.Chunk(keys, ChunkSize(r)) {
 		args = append(args, "k", packKeys(part))
 	}
 	_, err := q.run(ctx, createScript, args...)
@@ -251,7 +251,7 @@ func (q *Queue) Listed(ctx context.Context, c *Chunk, r *warming.Run, next []str
 	for _, n := range next {
 		args = append(args, n)
 	}
-	for keys := range slices.Chunk(named, chunkSize(r)) {
+	for keys := range slices.Chunk(named, ChunkSize(r)) {
 		args = append(args, packKeys(keys))
 	}
 	reply, err := q.run(ctx, listedScript, args...)
@@ -261,7 +261,8 @@ func (q *Queue) Listed(ctx context.Context, c *Chunk, r *warming.Run, next []str
 	return reply[1:], reply[0] == "1", nil
 }
 
-func chunkSize(r *warming.Run) int {
+// ChunkSize is how many keys a chunk of the run names at most.
+func ChunkSize(r *warming.Run) int {
 	if Origin(r) {
 		return OriginKeys
 	}
