@@ -49,6 +49,7 @@ type endpoints struct {
 			RedisSocket string `json:"redis_socket"`
 			EnvoyAdmin  string `json:"envoy_admin"`
 			Metrics     string `json:"metrics"`
+			App         string `json:"app"`
 		} `json:"sidecars"`
 		Shards []struct {
 			Pool  string      `json:"pool"`
