@@ -62,7 +62,7 @@ var source = common.DataSourceRef{Type: new("prometheus"), Uid: new("$datasource
 // Files are the dashboards as Grafana reads them, by file name.
 func Files() (map[string][]byte, error) {
 	files := map[string][]byte{}
-	for _, p := range []page{overview, routing, shards, regions} {
+	for _, p := range []page{overview, routing, shards, regions, warming} {
 		built, err := p.build()
 		if err != nil {
 			return nil, fmt.Errorf("dashboard %s: %w", p.uid, err)
