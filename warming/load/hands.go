@@ -159,8 +159,16 @@ func (s *hand) connect(ctx context.Context) {
 	if s.pipe, s.err = node.OpenPipe(ctx, s.shard.Address, s.shard.Epoch, s.shard.Access, shardTimeout); s.err != nil {
 		return
 	}
-	if s.err = s.pipe.Send(holdoff.AppendLoadPrepare(nil)); s.err == nil {
-		_, s.err = s.pipe.Value()
+	out, replies := holdoff.AppendLoadPrepare(nil), 1
+	// A primary that took over lacks marks that the one before had. Before the first epoch there was nothing to be invalidated.
+	if routes := holdoff.OfAll(s.shard.Routes); len(routes) > 0 && s.shard.Epoch != 1 {
+		out, replies = holdoff.AppendBegin(out, routes), 2
+	}
+	s.err = s.pipe.Send(out)
+	for range replies {
+		if s.err == nil {
+			_, s.err = s.pipe.Value()
+		}
 	}
 	if s.err != nil {
 		s.disconnect()

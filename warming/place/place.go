@@ -26,6 +26,7 @@ type Shard struct {
 	Address string // IP:port; "" while it has no primary that takes writes
 	Epoch   uint64
 	Access  *mesh.RedisAccess
+	Routes  []mesh.Route // of the pool
 }
 
 type pool struct {
@@ -50,7 +51,7 @@ func New(t *mesh.Topology) (*Map, error) {
 		hosts := make([]ring.Host, len(p.Shards))
 		for i, s := range p.Shards {
 			hosts[i] = ring.Host{HashKey: s.Name, Weight: s.Weight}
-			shard := &Shard{Name: s.Name, Pool: p.Name, Index: len(m.Shards), Epoch: s.Epoch, Access: p.Redis}
+			shard := &Shard{Name: s.Name, Pool: p.Name, Index: len(m.Shards), Epoch: s.Epoch, Access: p.Redis, Routes: p.Routes}
 			if primary, ok := s.Primary(); ok && s.StandIn == "" {
 				shard.Address = primary.Address
 			}
