@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -196,12 +196,10 @@ func (d *dayRun) load(ctx context.Context, s settings, plan dayPlan, dir, clock 
 	}()
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	arrivals := make(chan error, 1)
-	arrivals <- nil
+	var watchers sync.WaitGroup
 	err = d.follow(lines, func(p dayPosted) {
 		if p.Happening == "celebrity" {
-			<-arrivals
-			go func() { arrivals <- d.watch(watching, mesh, p.Tweet) }()
+			watchers.Go(func() { d.watch(watching, mesh, p.Tweet) })
 		}
 	})
 	if err != nil {
@@ -213,7 +211,8 @@ func (d *dayRun) load(ctx context.Context, s settings, plan dayPlan, dir, clock 
 		return fmt.Errorf("twitter day: %v\n%s", load.Err(), text[max(0, len(text)-2000):])
 	}
 	stop()
-	return errors.Join(<-arrivals, ctx.Err())
+	watchers.Wait()
+	return ctx.Err()
 }
 
 // follow reads lines until there are no more.
