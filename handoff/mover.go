@@ -137,7 +137,7 @@ func New(s Spec) (*Mover, error) {
 		return nil, err
 	}
 	s.Limits = s.Limits.orDefaults()
-	m := &Mover{spec: s, arcs: a, pace: newPace(s.Limits), task: Copy, addresses: map[string]string{}, changed: make(chan struct{})}
+	m := &Mover{spec: s, arcs: a, pace: newPace(s.Limits), addresses: map[string]string{}, changed: make(chan struct{})}
 	m.Update(slices.Concat(s.From, s.To))
 	return m, nil
 }
@@ -215,11 +215,17 @@ func (m *Mover) problem(err error) {
 // retryEvery is how soon what went wrong is tried again.
 const retryEvery = 200 * time.Millisecond
 
-// Run works on the Task, which is Copy first unless Set says otherwise, until ctx ends, and returns why it did. What goes wrong is tried again,
-// and is a Problem.
+// Run works on the Task, from the first Set on, until ctx ends, and returns why it did. What goes wrong is tried again, and is a Problem.
 func (m *Mover) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		task, changed := m.now()
+		if task == "" {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
 		watched := task != Purge && task != Undo
 		s, during, err := m.open(ctx, watched)
 		if err == nil {

@@ -118,6 +118,9 @@ func (p *pool) move() {
 	ctx, cancel := context.WithCancel(p.t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = p.Run(ctx) })
+	if now := p.Progress(); now.Task != "" {
+		p.t.Fatalf("a Mover works before it is told: %+v", now)
+	}
 	p.stop = func() { cancel(); running.Wait() }
 	p.t.Cleanup(p.stop)
 }

@@ -314,6 +314,7 @@ func TestFailoverInMidCopy(t *testing.T) {
 			tr := newTraffic(p, 8_000, false)
 			end := tr.run()
 			p.move()
+			p.Set(handoff.Copy)
 			p.eventually("in mid-copy", func(now handoff.Progress) bool { return now.Copied > 300 })
 			end() // what a primary has not passed on would be lost with it
 			restarts := p.Progress().Restarts
@@ -348,9 +349,12 @@ func TestAnotherMoverGoesOn(t *testing.T) {
 	tr.flip()
 	p.move()
 	p.until(handoff.Bridge)
+	p.move()
 	p.until(handoff.Purge)
 	end()
-	p.settled(p.to)
+	if n := len(p.settled(p.to)); n < len(tr.keys)*9/10 {
+		t.Errorf("%d keys are left of %d", n, len(tr.keys))
+	}
 	tr.consistent(p.to)
 	tr.judge()
 }
