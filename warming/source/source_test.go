@@ -108,7 +108,7 @@ func TestAnEndpointOfTheApplication(t *testing.T) {
 		"a negative ttl":        {says(200, `{"entries": [{"key": "tweet:1", "value": "", "ttlMs": -1}]}`), true, "ttlMs of -1"},
 		"not base64":            {says(200, `{"entries": [{"key": "tweet:1", "value": "!", "base64": true}]}`), true, "base64"},
 		"nothing to find":       {says(404, "no such list"), true, "no such list"},
-		"a redirect":            {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }, true, "302"},
+		"a redirect":            {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, true, "302"},
 		"overload":              {says(503, "later"), false, "later"},
 		"too many requests":     {says(429, ""), false, "429"},
 		"100 MB": {func(w http.ResponseWriter, _ *http.Request) {

@@ -102,7 +102,7 @@ func TestAnHourIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	first, err := client.ZRevRange(t.Context(), Key(0), 0, 1).Result()
+	first, err := client.ZRangeArgs(t.Context(), redis.ZRangeArgs{Key: Key(0), Start: 0, Stop: 1, Rev: true}).Result()
 	if n := client.ZCard(t.Context(), Key(0)).Val(); err != nil || n != MaxKeys || first[0] != "hot" {
 		t.Errorf("%d keys are kept, and %d may be; the first are %v", n, MaxKeys, first)
 	}
