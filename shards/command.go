@@ -125,35 +125,43 @@ func (d *deciding) change(q *question) bool {
 	if c.Force {
 		next.Kind, next.Phase, next.Reason = Failover, Promoting, "forced by an operator"
 	}
-	switch {
-	case to == "":
-		return d.refuse(q, "no other node of shard %q can be reached and has its data: start a replica, and wait until it is in sync", c.Shard)
-	case to == s.Primary:
-		return d.refuse(q, "%s is the primary of shard %q already", to, c.Shard)
-	case !d.alive(d.now, to):
-		return d.refuse(q, "%s does not answer: start it, or choose another node", to)
-	case !inHistory(s, d.nodes[to].Node):
-		return d.refuse(q, "%s does not have the data of shard %q: wait until it is in sync, or choose another node", to, c.Shard)
-	case c.Force:
-	case !d.well(s):
-		return d.refuse(q, "the primary %s does not answer well: --force promotes %s without it, and loses what it has not passed on", s.Primary, to)
-	case !d.nodes[to].Linked || d.nodes[to].Of != s.Primary:
-		return d.refuse(q, "%s is not in sync with the primary %s: wait until it is, or add --force", to, s.Primary)
-	case d.keepsUp(to, s.Primary):
-	case d.now.Sub(q.since) < keepUpWithin:
-		return false
-	default:
-		return d.refuse(q, "%s does not keep up with the primary %s, %d bytes are missing: ask again when less is written, or add --force", to, s.Primary,
-			d.nodes[s.Primary].Offset-d.nodes[to].Offset)
+	if err := d.obstacle(c, s, to); err != nil {
+		if !c.Force && to != s.Primary && len(member.Nodes) > 1 && d.now.Sub(q.since) < readyWithin {
+			return false
+		}
+		return d.refuse(q, "%w", err)
 	}
 	d.begin(member, s, next)
 	q.epoch = d.next.Shards[c.Shard].Change.Epoch
 	return false
 }
 
+// obstacle is why a shard cannot go to a node now.
+func (d *deciding) obstacle(c Command, s Shard, to string) error {
+	switch {
+	case to == "":
+		return fmt.Errorf("no other node of shard %q can be reached and has its data: start a replica, and wait until it is in sync", c.Shard)
+	case to == s.Primary:
+		return fmt.Errorf("%s is the primary of shard %q already", to, c.Shard)
+	case !d.alive(d.now, to):
+		return fmt.Errorf("%s does not answer: start it, or choose another node", to)
+	case !inHistory(s, d.nodes[to].Node):
+		return fmt.Errorf("%s does not have the data of shard %q: wait until it is in sync, or choose another node", to, c.Shard)
+	case c.Force:
+	case !d.well(s):
+		return fmt.Errorf("the primary %s does not answer well: --force promotes %s without it, and loses what it has not passed on", s.Primary, to)
+	case !d.nodes[to].Linked || d.nodes[to].Of != s.Primary:
+		return fmt.Errorf("%s is not in sync with the primary %s: wait until it is, or add --force", to, s.Primary)
+	case !d.keepsUp(to, s.Primary):
+		return fmt.Errorf("%s does not keep up with the primary %s, %d bytes are missing: ask again when less is written, or add --force", to, s.Primary,
+			d.nodes[s.Primary].Offset-d.nodes[to].Offset)
+	}
+	return nil
+}
+
 const (
-	// keepUpWithin bounds how long a switch waits, before it holds anything, for a replica that keeps up.
-	keepUpWithin = 4 * time.Second
+	// readyWithin bounds how long a switch waits, before it holds anything, for nodes that answer and a replica that keeps up.
+	readyWithin = 4 * time.Second
 	// silentAfterCopy is for how long a primary may send a replica nothing that has all of its data: until it hears of that, which
 	// Redis repeats each second.
 	silentAfterCopy = 1200 * time.Millisecond
