@@ -57,6 +57,7 @@ type settings struct {
 	// Of failover, how often each fault is inflicted; of writes, how often each way is measured. 0 and -1 leave it to the plan.
 	rounds, sentinelRounds int
 	chaos                  chaosPlan // what is not set is left to the plan
+	handoffs               handoffsPlan
 	day                    dayPlan
 	chart                  string // file of a picture; "" is none
 }
@@ -82,6 +83,7 @@ var benches = []bench{
 	{"coldstart", "a region whose shards come back empty, with and without warming (6 min)", benchColdstart, func() result { return new(coldResult) }, nil, false},
 	{"day", "a day of two regions whose hours pass in seconds, with and without warming; writes a page (15 min; not one of all)", benchDay, func() result { return new(dayResult) }, dayFlags, true},
 	{"chaos", "everything is killed, by seed, while a checker looks whether an invalidation is lost (20 min; not one of all)", benchChaos, func() result { return new(chaosResult) }, chaosFlags, true},
+	{"handoffs", "shards come and go while something fails, by seed (20 min; not one of all)", benchHandoffs, func() result { return new(handoffsResult) }, handoffsFlags, true},
 }
 
 func main() {

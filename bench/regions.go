@@ -25,6 +25,7 @@ type regionsPlan struct {
 	shards, nodes, sidecars int      // in each region; nodes are of a shard
 	link                    bool     // sidecars listen for other regions
 	near                    bool     // nothing is in the way between regions
+	lanes                   bool     // transactions go through lanes, and so do all writes
 	warming                 string   // mesh.yaml's plans, from "warming:" on
 	oneWay                  time.Duration
 }
@@ -166,7 +167,11 @@ func (m *meshRegions) addresses(plan regionsPlan) ([]regionAddresses, error) {
 // meshFile is the mesh of all regions.
 func (p regionsPlan) meshFile(addresses []regionAddresses) string {
 	var b strings.Builder
-	b.WriteString("apiVersion: cachemesh.dev/v1\nkind: Mesh\npools:\n  - name: cache\n    routes:\n")
+	b.WriteString("apiVersion: cachemesh.dev/v1\nkind: Mesh\n")
+	if p.lanes {
+		b.WriteString("transactions: lanes\n")
+	}
+	b.WriteString("pools:\n  - name: cache\n    routes:\n")
 	for line := range strings.Lines(p.routes) {
 		fmt.Fprintf(&b, "      - {%s}\n", strings.TrimSpace(line))
 	}

@@ -29,6 +29,8 @@ type Plan struct {
 	Rate    float64 // requests a second
 	Writes  float64 // share of the requests; a quarter of them are SET, half DEL, and a quarter DEL of keys that are never there
 	Timeout time.Duration
+	// Bound is for how long after a change was acknowledged what is older may be read.
+	Bound time.Duration
 }
 
 // App is the application.
@@ -40,6 +42,7 @@ type App struct {
 	plain      []*redis.Client
 	entries    []entry
 	log        log
+	forgetful  forgetful
 }
 
 // entry is what the application knows of a key.
@@ -50,6 +53,10 @@ type entry struct {
 	changes uint64 // begun
 	busy    bool   // one is under way
 	there   bool   // in the cache, for certain
+
+	acked  []acked   // since the floor, within the bound
+	raised time.Time // when what the floor is of was acknowledged
+	doubt  []uint64  // versions whose write failed: nobody knows whether and when it is done
 }
 
 // New is an application whose requests take the clients in turn: the careful ones try again what fails, the plain ones do not.
@@ -176,7 +183,8 @@ func (a *App) do(r request) {
 
 func (a *App) read(ctx context.Context, r request, e *entry) {
 	e.mu.Lock()
-	floor, certain, changes := e.floor, e.there && !e.busy, e.changes
+	floor, certain, changes := e.oldest(a.plan.Bound), e.there && !e.busy, e.changes
+	raised := e.raised
 	e.mu.Unlock()
 	text, err := r.client.Get(ctx, name(r.key)).Bytes()
 	missed := errors.Is(err, redis.Nil)
@@ -188,7 +196,15 @@ func (a *App) read(ctx context.Context, r request, e *entry) {
 	if !missed {
 		version, _, _ := bytes.Cut(text, []byte{' '})
 		n, err := strconv.ParseUint(string(version), 10, 64)
-		a.log.found(err != nil || n < floor)
+		stale := (err != nil || n < floor) && !e.doubts(n)
+		if stale && a.forgetful.at(raised) {
+			e.distrust(n)
+			stale = false
+		}
+		if stale {
+			a.log.finding(Finding{Time: time.Now(), Key: name(r.key), Version: n, Floor: floor, Acked: raised, Through: r.client.Options().Addr})
+		}
+		a.log.found(stale)
 		return
 	}
 	e.mu.Lock()
@@ -218,13 +234,16 @@ func (e *entry) begin() bool {
 	return true
 }
 
-// end takes what has come of a change. Of one that failed, nobody knows whether it was done.
+// end takes what has come of a change. Of one that failed, nobody knows whether it was done, or will be.
 func (e *entry) end(version uint64, there bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.busy = false
 	e.there = there && err == nil
-	if err == nil {
-		e.floor = max(e.floor, version)
+	switch {
+	case err == nil:
+		e.acked = append(e.acked, acked{version, time.Now()})
+	case there:
+		e.doubt = append(e.doubt, version)
 	}
 }

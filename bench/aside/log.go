@@ -32,8 +32,29 @@ func (c *Counts) add(careful bool) {
 type log struct {
 	began time.Time
 
-	mu      sync.Mutex
-	seconds []Second
+	mu       sync.Mutex
+	seconds  []Second
+	findings []Finding // the first
+}
+
+// maxFindings bounds those that are kept.
+const maxFindings = 100
+
+func (l *log) finding(f Finding) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.findings) < maxFindings {
+		l.findings = append(l.findings, f)
+	}
+}
+
+// Findings are the first stale reads since they were asked for last.
+func (a *App) Findings() []Finding {
+	a.log.mu.Lock()
+	defer a.log.mu.Unlock()
+	found := a.log.findings
+	a.log.findings = nil
+	return found
 }
 
 // now is the second that it is. The log is locked.

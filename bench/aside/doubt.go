@@ -1,0 +1,101 @@
+package aside
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// acked is a change that was acknowledged.
+type acked struct {
+	version uint64
+	at      time.Time
+}
+
+// Finding is a read of what was changed before it began.
+type Finding struct {
+	Time    time.Time `json:"time"`
+	Key     string    `json:"key"`
+	Version uint64    `json:"version"`
+	Floor   uint64    `json:"floor"` // the oldest that it may be
+	Acked   time.Time `json:"acked"` // when the floor was
+	Through string    `json:"through"`
+}
+
+// oldest is the oldest version that may be read now. The entry is locked.
+func (e *entry) oldest(bound time.Duration) uint64 {
+	for len(e.acked) > 0 && time.Since(e.acked[0].at) >= bound {
+		if e.acked[0].version > e.floor {
+			e.floor, e.raised = e.acked[0].version, e.acked[0].at
+		}
+		e.acked = e.acked[1:]
+	}
+	return e.floor
+}
+
+func (e *entry) doubts(version uint64) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Contains(e.doubt, version)
+}
+
+func (e *entry) distrust(version uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.doubt = append(e.doubt, version)
+}
+
+// forgetful is when acknowledged changes may be lost.
+type forgetful struct {
+	mu       sync.Mutex
+	from, to time.Time
+}
+
+// Forgets says that changes acknowledged from one moment to the other may be lost, because the cache loses what it has not replicated. It is in
+// place of what was said before.
+func (a *App) Forgets(from, to time.Time) {
+	a.forgetful.mu.Lock()
+	defer a.forgetful.mu.Unlock()
+	a.forgetful.from, a.forgetful.to = from, to
+}
+
+func (f *forgetful) at(t time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !t.Before(f.from) && t.Before(f.to)
+}
+
+// Settle removes what is in doubt, once all that failed has been done or never will be. From then on nothing is in doubt.
+func (a *App) Settle(ctx context.Context) error {
+	for i := range a.entries {
+		e := &a.entries[i]
+		e.mu.Lock()
+		doubtful := len(e.doubt) > 0 || a.forgetful.at(e.raised) || slices.ContainsFunc(e.acked, func(c acked) bool { return a.forgetful.at(c.at) })
+		e.mu.Unlock()
+		if !doubtful {
+			continue
+		}
+		for !e.begin() {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
+		}
+		e.mu.Lock()
+		e.version++
+		version := e.version
+		e.mu.Unlock()
+		err := a.plain[i%len(a.plain)].Del(ctx, name(i)).Err()
+		e.end(version, false, err)
+		if err != nil {
+			return fmt.Errorf("remove what is in doubt: %w", err)
+		}
+		e.mu.Lock()
+		e.doubt = nil
+		e.mu.Unlock()
+	}
+	return nil
+}
