@@ -48,7 +48,7 @@ var allowed = map[string][]string{
 	"sidecar/null":              {"resp"},
 	"inject":                    {},
 	"demo":                      {"certs", "consul", "mesh", "observability", "process"},
-	"cmd/cachemesh":             {"certs", "commands", "consul", "controlplane", "controlplane/xds", "demo", "envoy", "inject", "mesh", "process", "ring", "shards", "sidecar"},
+	"cmd/cachemesh":             {"certs", "commands", "consul", "controlplane", "controlplane/xds", "demo", "envoy", "inject", "mesh", "process", "ring", "shards", "sidecar", "warming"},
 	"examples/twitter":          {"examples/twitter/app", "examples/twitter/day", "examples/twitter/load", "examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/app":      {"examples/twitter/store", "examples/twitter/workload"},
 	"examples/twitter/day":      {"examples/twitter/app", "examples/twitter/load", "examples/twitter/store", "examples/twitter/workload"},

@@ -47,7 +47,7 @@ func questions(t *testing.T) []question {
 		all = append(all, question{kind, name, query})
 	}
 	pages, err := filepath.Glob("../observability/grafana/dashboards/*.json")
-	if err != nil || len(pages) != 4 {
+	if err != nil || len(pages) != 5 {
 		t.Fatalf("the dashboards are %q, %v", pages, err)
 	}
 	for _, path := range pages {
@@ -253,7 +253,7 @@ func (d *demoRun) change(t *testing.T, edit func(*mesh.Mesh)) {
 
 func TestEveryQueryOfDashboardsAndAlertsReturnsData(t *testing.T) {
 	all := questions(t)
-	d := startDemo(t, "--rate", "100", "--membership", "consul", "--tls", "--coherent")
+	d := startDemo(t, "--rate", "100", "--membership", "consul", "--tls", "--warming")
 	p := startPrometheus(t, d.dir)
 	// A change shows in rates only if it comes after the first scrape.
 	eventually(t, 30*time.Second, func() error {
@@ -401,7 +401,7 @@ func (d *demoRun) checkMetrics(t *testing.T) {
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics of %s: %v: %s", url, err, out)
 		}
-		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "to", "type", "version"}
+		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "plan", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "to", "type", "version"}
 		for _, line := range ours {
 			for _, label := range regexp.MustCompile(`[{,](\w+)="`).FindAllStringSubmatch(line, -1) {
 				if !slices.Contains(known, label[1]) {

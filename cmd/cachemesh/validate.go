@@ -10,6 +10,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/envoy"
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/warming"
 )
 
 // validation is what `validate -o json` prints.
@@ -89,6 +90,10 @@ func validate(file string, data []byte) (validation, error) {
 			v.Problems = append(v.Problems, mesh.Problem{File: file, Field: "region " + region, Message: err.Error()})
 			return v, fmt.Errorf("%s: region %s: %w", file, region, err)
 		}
+	}
+	if _, problems := warming.Compile(m); len(problems) > 0 {
+		v.Problems = problems
+		return v, problems
 	}
 	v.Valid = true
 	for _, p := range m.Pools {
