@@ -44,7 +44,7 @@ func (c *ControlPlane) handler() http.Handler {
 	linksAPI{commands, c.links}.register(mux)
 	warmingAPI{commands, c.warmer}.register(mux)
 	mux.Handle("GET /v1/warming/keys", keysAPI{c.config.Region, commands.topology})
-	handoffAPI{commands, c.manager.membership, c.manager.leads, c.manager.estimate}.register(mux)
+	handoffAPI{commands, c.manager.membership, func() []mesh.BadRegistration { return c.view.Load().membership.Problems }, c.manager.leads, c.manager.estimate}.register(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{
 			"error": "no such page: there are /healthz, /readyz, /metrics, /v1/status, /v1/topology, /v1/sidecars, /v1/shards, /v1/regions, /v1/warming, /v1/warming/runs, /v1/warming/keys and /v1/events for GET, " +

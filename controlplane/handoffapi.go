@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -41,6 +42,7 @@ type PlanAnswer struct {
 type handoffAPI struct {
 	commandAPI
 	base     func() mesh.Topology // as the membership has it
+	ignored  func() []mesh.BadRegistration
 	leads    func() error
 	estimate func(context.Context, mesh.Pool, []mesh.Shard, mesh.Topology) (handoff.Plan, error)
 }
@@ -110,7 +112,7 @@ func (a handoffAPI) plan(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusConflict, err)
 		return
 	}
-	answer := PlanAnswer{Pool: p.Name, Kind: body.Kind, Shard: body.Shard, Plan: plan}
+	answer := PlanAnswer{Pool: p.Name, Kind: body.Kind, Shard: body.Shard, Nodes: body.Nodes, Plan: plan}
 	for _, pool := range a.base().Pools {
 		for _, s := range pool.Shards {
 			for _, n := range s.Nodes {
@@ -163,7 +165,7 @@ func (a handoffAPI) next(pool string, body *ReshapeRequest) (p mesh.Pool, to []m
 // name chooses which shard is added: one that the membership offers and that is not on the ring, or, with nodes, the next by number.
 func (a handoffAPI) name(p mesh.Pool, body *ReshapeRequest) error {
 	if body.Shard == "" {
-		var offered []string
+		offered := slices.Sorted(maps.Keys(a.registered(p)))
 		highest := -1
 		for _, pool := range a.base().Pools {
 			for _, s := range pool.Shards {
@@ -185,6 +187,9 @@ func (a handoffAPI) name(p mesh.Pool, body *ReshapeRequest) error {
 			return fmt.Errorf("several shards have nodes and are not on the ring: name one: %s", strings.Join(offered, ", "))
 		}
 	}
+	if len(body.Nodes) == 0 {
+		body.Nodes = a.registered(p)[body.Shard]
+	}
 	for _, address := range body.Nodes {
 		r := mesh.Registration{Pool: p.Name, Shard: body.Shard, Address: address}
 		if err := r.Validate(); err != nil {
@@ -192,6 +197,17 @@ func (a handoffAPI) name(p mesh.Pool, body *ReshapeRequest) error {
 		}
 	}
 	return nil
+}
+
+// registered are the nodes that are registered for shards of a pool which the mesh does not have: they are ignored until they are added.
+func (a handoffAPI) registered(p mesh.Pool) map[string][]string {
+	all := map[string][]string{}
+	for _, r := range a.ignored() {
+		if r.Pool == p.Name && r.Registration.Validate() == nil && !slices.ContainsFunc(a.base().Pools, func(o mesh.Pool) bool { return inMesh(o.Shards, r.Shard) }) && !inMesh(p.Shards, r.Shard) {
+			all[r.Shard] = append(all[r.Shard], r.Address)
+		}
+	}
+	return all
 }
 
 // ordinal is that of a shard whose name is its pool's and a number; -1 if it is not.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
@@ -44,6 +45,24 @@ type MembershipStatus struct {
 	Frozen   string                 `json:"frozen,omitempty"` // why the catalogue is not followed
 	Problems []mesh.BadRegistration `json:"problems"`         // registrations that are ignored
 	Alerts   []Alert                `json:"-"`                // they are among the status's
+}
+
+// without is the status without registrations that are ignored only because their shard was added by a handoff: its nodes are known already.
+func (m MembershipStatus) without(added []ShardStatus) MembershipStatus {
+	known := map[string]bool{} // ids
+	problems := []mesh.BadRegistration{}
+	for _, b := range m.Problems {
+		if slices.ContainsFunc(added, func(s ShardStatus) bool {
+			return s.Name == b.Shard && slices.ContainsFunc(s.Nodes, func(n NodeStatus) bool { return n.Address == b.Address })
+		}) {
+			known[b.ID] = true
+			continue
+		}
+		problems = append(problems, b)
+	}
+	m.Problems = problems
+	m.Alerts = slices.DeleteFunc(slices.Clone(m.Alerts), func(a Alert) bool { return known[a.Subject] })
+	return m
 }
 
 // ConsulStatus is how the watch of Consul fares.

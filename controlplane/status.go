@@ -68,6 +68,7 @@ func (c *ControlPlane) status() Status {
 		Sidecars:   c.xds.Nodes(),
 	}
 	s.Pools, s.Shards = c.shards(v)
+	s.Membership = s.Membership.without(s.Shards)
 	s.Alerts = append(alerts(s, time.Now(), time.Since(c.started) > 2*probeEvery), c.manager.alerts()...)
 	s.Alerts = append(s.Alerts, c.links.status().alerts(time.Now())...)
 	s.Alerts = append(s.Alerts, c.warmer.shown.Load().alerts(time.Now())...)

@@ -88,7 +88,7 @@ func (m *Mesh) Members(region string, catalogue []Registration) (members []Regis
 		case !pools[r.Pool]:
 			refuse("register it with a pool of mesh.yaml", "there is no pool %q", r.Pool)
 		case !known && !m.Membership.Auto:
-			refuse("add the shard to mesh.yaml, register the node for a shard that is there, or set membership.auto", "there is no shard %q in region %q", r.Shard, region)
+			refuse("add the shard with `cachemesh shard add`, register the node for a shard that is there, or set membership.auto", "there is no shard %q in region %q", r.Shard, region)
 		case known && pool != r.Pool:
 			refuse("a shard's name belongs to one pool: register it with pool "+pool+", or with another shard", "shard %q belongs to pool %q, not %q", r.Shard, pool, r.Pool)
 		case taken && first.Shard != r.Shard:
