@@ -213,7 +213,7 @@ func TestAFailoverOfATarget(t *testing.T) {
 	until(t, q, "under way", func(p queue.Progress) bool { return p.Counts.Loaded > 5000 })
 	before := primary.DBSize(t.Context()).Val()
 	primary.Kill()
-	if err := replica.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := replica.Client.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	next := *to.topology
