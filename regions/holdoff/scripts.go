@@ -29,7 +29,9 @@ return 1`)
 var noteScript = script(allowOOM + `
 local held, prefixes = KEYS[1], KEYS[2]
 local state, marks, wide, at = ARGV[1] / 4, tonumber(ARGV[2]), tonumber(ARGV[3]), 4
-if marks + wide == 0 and redis.call('EXISTS', held, prefixes) == 0 then return 0 end
+-- EXISTS would be a hit or miss of the cache.
+local function there(key) return redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '1') end
+if marks + wide == 0 and not there(held) and not there(prefixes) then return 0 end
 local now
 local function clock()
   if not now then
@@ -77,7 +79,7 @@ for i = 1, wide do
   at = at + 2
 end
 local suspect, wides = 0, {}
-if at <= #ARGV and redis.call('EXISTS', prefixes) == 1 then
+if at <= #ARGV and there(prefixes) then
   redis.call('ZREMRANGEBYSCORE', prefixes, '-inf', clock())
   wides = redis.call('ZRANGE', prefixes, 0, -1, 'WITHSCORES')
 end
@@ -98,7 +100,7 @@ for from = at, #ARGV, 1000 do
         end
       end
     end
-    if till > 0 and till > clock() and redis.call('EXISTS', key) == 1 then
+    if till > 0 and till > clock() and there(key) then
       redis.call('PEXPIRE', key, math.min(till - now, ` + fmt.Sprint(Longest.Milliseconds()) + `), 'LT')
       if score == till then redis.call('ZADD', held, 'XX', till + 0.5, key) end
       suspect = suspect + 1
@@ -114,7 +116,7 @@ var dueScript = script(allowOOM + `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local clock = string.format('%.0f', now)
--- This alone is no hit or miss.
+-- This is no hit or miss of the cache.
 if not redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '1') then return {'0', clock} end
 local size = redis.call('ZCARD', KEYS[1])
 ` + fmt.Sprintf(`
@@ -127,17 +129,6 @@ end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d)
 local again, ended = {'0', clock}, 0
 local claim = string.format('%%.2f', now + 0.75)
--- Mostly nothing is there, and nobody need be told.
-local keys, bare = {}, true
-for i = 1, #due, 2 do
-  keys[#keys + 1] = due[i]
-  bare = bare and string.sub(due[i + 1], -2) ~= '.5' and string.sub(due[i + 1], -3) ~= '.75'
-end
-if #keys == 0 then return again end
-if bare and redis.call('EXISTS', unpack(keys)) == 0 then
-  redis.call('ZREM', KEYS[1], unpack(keys))
-  return {tostring(#keys), clock}
-end
 for i = 1, #due, 2 do
   local key, score = due[i], tonumber(due[i + 1])
   local state = score %% 1 * 4

@@ -52,7 +52,7 @@ func (s *Shard) Fence(ctx context.Context, region string, f Fence) error {
 
 // Fences are a region's, the oldest first.
 func (s *Shard) Fences(ctx context.Context, region string) ([]Fence, error) {
-	values, err := s.redis.HGetAll(ctx, fencesKey).Result()
+	values, err := s.hash(ctx, fencesKey)
 	if err != nil {
 		return nil, s.failed("read the fences", err)
 	}

@@ -86,7 +86,7 @@ func (s *Shard) Write(ctx context.Context, removals []Removal) (Cursor, error) {
 
 // Cursors are how far regions are, by region. One that cannot be read is left out.
 func (s *Shard) Cursors(ctx context.Context) (map[string]Cursor, error) {
-	values, err := s.redis.HGetAll(ctx, cursorsKey).Result()
+	values, err := s.hash(ctx, cursorsKey)
 	if err != nil {
 		return nil, s.failed("read the cursors", err)
 	}
@@ -183,6 +183,23 @@ func (s *Shard) Length(ctx context.Context) (uint64, error) {
 	return uint64(info.EntriesAdded), nil
 }
 
+// readHash does not look for what is not there, which would be a miss of the cache each time.
+var readHash = redis.NewScript(`if redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '1') then return redis.call('HGETALL', KEYS[1]) end
+return {}`)
+
+// hash is one's fields; none if there is no such key.
+func (s *Shard) hash(ctx context.Context, key string) (map[string]string, error) {
+	flat, err := readHash.Run(ctx, s.redis, []string{key}).StringSlice()
+	if err != nil {
+		return nil, err
+	}
+	fields := make(map[string]string, len(flat)/2)
+	for i := 0; i+1 < len(flat); i += 2 {
+		fields[flat[i]] = flat[i+1]
+	}
+	return fields, nil
+}
+
 const pausedKey = reserved + "paused"
 
 var setPaused = redis.NewScript(allowOOM + `return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])`)
@@ -197,10 +214,10 @@ func (s *Shard) Pause(ctx context.Context, region string, paused bool) error {
 
 // Paused are the regions that are.
 func (s *Shard) Paused(ctx context.Context) (map[string]bool, error) {
-	names, err := s.redis.HKeys(ctx, pausedKey).Result()
+	values, err := s.hash(ctx, pausedKey)
 	all := map[string]bool{}
-	for _, n := range names {
-		all[n] = true
+	for region := range values {
+		all[region] = true
 	}
 	return all, s.failed("read which regions are paused", err)
 }
