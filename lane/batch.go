@@ -43,6 +43,17 @@ type item struct {
 	opens       bool // hold-offs
 }
 
+// asks says whether Redis is to be asked, still.
+func (it *item) asks() bool { return it.conn != nil && it.reply == nil }
+
+// deliver hands the item's own reply to its connection, once.
+func (it *item) deliver() {
+	if it.conn != nil {
+		it.conn.out = append(it.conn.out, it.reply...)
+		it.conn = nil
+	}
+}
+
 // key is one that a command writes, of a route that other regions learn about, or that moves.
 type key struct {
 	from, to   int

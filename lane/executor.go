@@ -210,17 +210,6 @@ func (e *executor) refuse(b *batch, text string) {
 	}
 }
 
-// asks says whether Redis is to be asked, still.
-func (it *item) asks() bool { return it.conn != nil && it.reply == nil }
-
-// deliver hands the item's own reply to its connection, once.
-func (it *item) deliver() {
-	if it.conn != nil {
-		it.conn.out = append(it.conn.out, it.reply...)
-		it.conn = nil
-	}
-}
-
 var (
 	errNull  = errors.New("no node of the shard is left")
 	errAgain = errors.New("the shard's primary takes no writes")
@@ -316,41 +305,6 @@ func (e *executor) alone(up *upstream, b *batch, i int) error {
 	}
 	it.deliver()
 	return nil
-}
-
-// refusal is why Redis did not do a transaction.
-type refusal struct {
-	items   map[int]string // errors of items, by index
-	journal string         // of the journal's entry
-	exec    string
-}
-
-// spread gives each item that is wrong its answer. It says whether there was one.
-func (r *refusal) spread(b *batch, from, to int) bool {
-	for i := from; i < to; i++ {
-		text, wrong := r.items[i]
-		if !wrong {
-			continue
-		}
-		if b.items[i].transaction {
-			text = execAbort
-		}
-		b.items[i].reply = failure(text)
-	}
-	return len(r.items) > 0
-}
-
-// again says whether the node takes no writes of anybody.
-func (r *refusal) again() bool {
-	if passes(r.exec) || passes(r.journal) {
-		return true
-	}
-	for _, text := range r.items {
-		if passes(text) {
-			return true
-		}
-	}
-	return false
 }
 
 // write sends items from to to of the batch that have no answer yet, as a transaction with the journal's entry, or as they are.

@@ -8,6 +8,41 @@ import (
 	"github.com/cachemesh/cachemesh/sidecar/null"
 )
 
+// refusal is why Redis did not do a transaction.
+type refusal struct {
+	items   map[int]string // errors of items, by index
+	journal string         // of the journal's entry
+	exec    string
+}
+
+// spread gives each item that is wrong its answer. It says whether there was one.
+func (r *refusal) spread(b *batch, from, to int) bool {
+	for i := from; i < to; i++ {
+		text, wrong := r.items[i]
+		if !wrong {
+			continue
+		}
+		if b.items[i].transaction {
+			text = execAbort
+		}
+		b.items[i].reply = failure(text)
+	}
+	return len(r.items) > 0
+}
+
+// again says whether the node takes no writes of anybody.
+func (r *refusal) again() bool {
+	if passes(r.exec) || passes(r.journal) {
+		return true
+	}
+	for _, text := range r.items {
+		if passes(text) {
+			return true
+		}
+	}
+	return false
+}
+
 // withoutJournal takes the items of a batch to Redis one by one, since it refuses the journal's entry.
 func (e *executor) withoutJournal(up *upstream, b *batch, refused string) error {
 	for i := range b.items {
