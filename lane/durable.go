@@ -1,7 +1,18 @@
 package lane
 
+import (
+	"strconv"
+	"time"
+)
+
 // maxKept bounds the replies that wait for a replica.
 const maxKept = 16 << 20
+
+// patience is how long, in milliseconds, a reply waits for a replica.
+func patience(deadline time.Time) string {
+	const most, margin = 200 * time.Millisecond, 50 * time.Millisecond
+	return strconv.FormatInt(max(1, min(most, time.Until(deadline)-margin).Milliseconds()), 10)
+}
 
 // answerDurable keeps the replies until a replica has the writes, or has not.
 func (e *executor) answerDurable(up *upstream, b *batch, from, to int, journaled bool) error {

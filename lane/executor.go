@@ -3,7 +3,6 @@ package lane
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -354,12 +353,6 @@ func (e *executor) write(up *upstream, b *batch, from, to int, atomic, journaled
 		return err
 	}
 	return nil
-}
-
-// patience is how long, in milliseconds, a reply waits for a replica.
-func patience(deadline time.Time) string {
-	const most, margin = 200 * time.Millisecond, 50 * time.Millisecond
-	return strconv.FormatInt(max(1, min(most, time.Until(deadline)-margin).Milliseconds()), 10)
 }
 
 // appendEntry appends the command that writes an entry.
