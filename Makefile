@@ -91,6 +91,10 @@ day: tools ## a day of two regions in minutes, with warming and without (16 min)
 chaos: tools ## kill everything, by seed, while a checker looks (20 min), then the same with Pub/Sub; ARGS="--for 2m --rate 300 --seed 7" and so on
 	@go run ./bench chaos $(ARGS)
 
+.PHONY: handoffs
+handoffs: tools ## add and remove shards while something fails, by seed (20 min); ARGS="--rounds 20 --seed 7 --fault donor_killed"
+	@go run ./bench handoffs $(ARGS)
+
 .PHONY: vuln
 vuln: ## known vulnerabilities in what is used; asks the Go vulnerability database
 	@$(LINT) govulncheck ./...

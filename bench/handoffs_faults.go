@@ -100,7 +100,7 @@ func (m *handoffMesh) fail(ctx context.Context, r *handoffRound) error {
 	if step == "" {
 		step = ended
 	}
-	r.What, r.Struck = h.what, &moment{Step: step}
+	r.What, r.Struck = h.what, step
 	if err := h.kill(); err != nil {
 		return fmt.Errorf("%s: %w", r.Fault, err)
 	}

@@ -28,7 +28,7 @@ func (m *handoffMesh) look(ctx context.Context, r *handoffRound) {
 		return
 	}
 	if r.Undone == (r.Kind == "add") {
-		if err := m.left(ctx); err != nil {
+		if err := m.left(ctx, r.What); err != nil {
 			r.wrong("%v", err)
 		}
 	}
@@ -149,9 +149,13 @@ func (m *handoffMesh) placed(ctx context.Context) error {
 	return errors.Join(err, wrong)
 }
 
-// left is nil when the nodes that are of no shard have no keys any more, replicas a little later.
-func (m *handoffMesh) left(ctx context.Context) error {
+// left is nil when the node that was the primary of the shard that is on no ring has no keys. One that failed before may have been replaced, and
+// is then of no shard any more with all that it has.
+func (m *handoffMesh) left(ctx context.Context, failed string) error {
 	for _, n := range m.spare.nodes {
+		if strings.HasSuffix(failed, n.redis.Address()) {
+			continue
+		}
 		keys, err := n.direct.Keys(ctx, "*").Result()
 		if err != nil {
 			continue // it is a replica that has lost its primary, or down

@@ -22,8 +22,8 @@ type handoffRound struct {
 	For      float64 `json:"for_seconds"`     // until it is mended
 	Abort    *moment `json:"abort,omitempty"` // when an operator gives the handoff up
 
-	What    string          `json:"what,omitempty"`   // failed
-	Struck  *moment         `json:"struck,omitempty"` // when it did
+	What    string          `json:"what,omitempty"`      // failed
+	Struck  string          `json:"struck_in,omitempty"` // the step, or that it had ended
 	Undone  bool            `json:"undone"`
 	Took    float64         `json:"handoff_seconds"`
 	Seconds float64         `json:"seconds"`
@@ -92,7 +92,7 @@ func (r *handoffRound) String() string {
 	s := fmt.Sprintf("seed %d: %s %s", r.Seed, routes, r.Kind)
 	if r.Fault != "none" {
 		s += fmt.Sprintf(", %s at %s for %.2f s", r.Fault, r.When, r.For)
-		if r.Struck != nil {
+		if r.Struck != "" {
 			s += fmt.Sprintf(" (%s, %s)", r.What, r.Struck)
 		}
 	}
