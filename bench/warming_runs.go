@@ -42,14 +42,20 @@ func findRun(ctx context.Context, controlplane, id string) (warmRun, error) {
 	return warmRun{}, fmt.Errorf("the control plane knows no run %s", id)
 }
 
-// startWarming begins a plan, and returns its run's ID.
+// startWarming begins a plan, and returns its run's ID once the control plane tells of it.
 func startWarming(ctx context.Context, controlplane, plan string) (string, error) {
 	body, err := command(ctx, controlplane, "/v1/warming/plans/"+plan+"/run")
 	if err != nil {
 		return "", err
 	}
 	var r warmRun
-	return r.ID, json.Unmarshal(body, &r)
+	if err := json.Unmarshal(body, &r); err != nil {
+		return "", err
+	}
+	return r.ID, eventually(ctx, "a run that has begun", func(ctx context.Context) error {
+		_, err := findRun(ctx, controlplane, r.ID)
+		return err
+	})
 }
 
 // steerWarming pauses, resumes or cancels a run.
