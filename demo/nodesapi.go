@@ -16,16 +16,19 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cachemesh/cachemesh/consul"
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
 )
 
 // NodesRequest is the body of POST /v1/nodes, which starts Redis nodes for a new shard and answers with NodesAnswer. The demo owns its
-// Redis processes, so who adds a shard without nodes asks it.
+// Redis processes, so who adds a shard without nodes asks it, and who replaces nodes.
 type NodesRequest struct {
-	Region string `json:"region"`
-	Pool   string `json:"pool"`
-	Shard  string `json:"shard"`
+	Region  string `json:"region"`
+	Pool    string `json:"pool"`
+	Shard   string `json:"shard"`
+	Another bool   `json:"another,omitempty"` // one more node for a shard that is there
+	Stop    string `json:"stop,omitempty"`    // address of a node of the shard that is to go, and is stopped
 }
 
 // NodesAnswer has the addresses of nodes that were started.
@@ -66,7 +69,7 @@ func (d *Demo) startMore(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusBadRequest, err)
 		return
 	}
-	addresses, err := d.startShard(r.Context(), body)
+	addresses, err := d.carryOut(r.Context(), body)
 	if err != nil {
 		refuse(http.StatusConflict, err)
 		return
@@ -75,8 +78,8 @@ func (d *Demo) startMore(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(NodesAnswer{addresses})
 }
 
-// startShard starts the nodes of another shard.
-func (d *Demo) startShard(ctx context.Context, r NodesRequest) (addresses []string, err error) {
+// carryOut starts nodes, or stops one.
+func (d *Demo) carryOut(ctx context.Context, r NodesRequest) (addresses []string, err error) {
 	i := slices.IndexFunc(d.layout.regions, func(l regionLayout) bool { return l.name == r.Region })
 	if i < 0 {
 		return nil, fmt.Errorf("there is no region %q in the demo", r.Region)
@@ -91,7 +94,14 @@ func (d *Demo) startShard(ctx context.Context, r NodesRequest) (addresses []stri
 	if full {
 		return nil, fmt.Errorf("the demo has started nodes for %d shards: name others with --node", mostStarted)
 	}
-	ports, err := process.FreePorts(nodesPerShard)
+	if r.Stop != "" {
+		return nil, d.stopNode(ctx, i, r)
+	}
+	count := nodesPerShard
+	if r.Another {
+		count = 1
+	}
+	ports, err := process.FreePorts(count)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +113,69 @@ func (d *Demo) startShard(ctx context.Context, r NodesRequest) (addresses []stri
 		addresses = append(addresses, n.address())
 		group.Go(func() error { return d.startNode(ctx, r.Region, n) })
 	}
-	return addresses, group.Wait()
+	if err := group.Wait(); err != nil || !r.Another {
+		return addresses, err
+	}
+	return addresses, d.list(ctx, i, r, addresses[0], true)
+}
+
+// stopNode takes a node out of its shard and ends its process.
+func (d *Demo) stopNode(ctx context.Context, region int, r NodesRequest) error {
+	if err := d.list(ctx, region, r, r.Stop, false); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.IndexFunc(d.processes, func(p *process.Process) bool { return p.PID() == d.pids[r.Stop] })
+	if i < 0 {
+		return fmt.Errorf("%s is no node that the demo runs", r.Stop)
+	}
+	p := d.processes[i]
+	d.processes = slices.Delete(d.processes, i, i+1)
+	d.tended.Go(func() { p.Kill() })
+	return nil
+}
+
+// list has the control planes know of a node, or forget it.
+func (d *Demo) list(ctx context.Context, region int, r NodesRequest, address string, add bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.layout.options.consul() {
+		client, err := consul.New(mesh.ConsulSpec{Address: d.layout.regions[region].consul.Address()})
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return err
+		}
+		id := r.Shard + "-" + port
+		if !add {
+			return client.Deregister(ctx, id)
+		}
+		return client.Register(ctx, mesh.Registration{ID: id, Pool: r.Pool, Shard: r.Shard, Address: address})
+	}
+	listed := &d.layout.mesh.Regions[region].Shards
+	i := slices.IndexFunc(*listed, func(s mesh.ShardSpec) bool { return s.Name == r.Shard })
+	if i < 0 {
+		// One that was added later. Its ring is not mesh.yaml's.
+		i = len(*listed)
+		spec := mesh.ShardSpec{Pool: r.Pool, Name: r.Shard}
+		for _, n := range d.started {
+			if n.shard == r.Shard && n.region == r.Region && n.address() != address {
+				spec.Nodes = append(spec.Nodes, n.address())
+			}
+		}
+		*listed = append(*listed, spec)
+	}
+	shard := &(*listed)[i]
+	if add {
+		shard.Nodes = append(shard.Nodes, address)
+	} else {
+		shard.Nodes = slices.DeleteFunc(shard.Nodes, func(a string) bool { return a == address })
+	}
+	return d.layout.writeMesh()
 }
 
 // startNode starts a node that is not of the layout.

@@ -57,16 +57,15 @@ func places(offered []mesh.Shard) []Place {
 	return all
 }
 
-// offer is a shard with its nodes: those that an operator gave, or else those of the membership.
+// offer is a shard with its nodes: those of the membership, or else those that an operator gave.
 func (s State) offer(offered []mesh.Shard, p Place) mesh.Shard {
 	shard := mesh.Shard{Name: p.Shard}
 	if i := slices.IndexFunc(offered, func(o mesh.Shard) bool { return o.Name == p.Shard }); i >= 0 {
 		shard = offered[i]
 	}
 	shard.Weight = p.Weight
-	if given := s.Nodes[p.Shard]; len(given) > 0 {
-		shard.Nodes = nil
-		for i, address := range given {
+	if len(shard.Nodes) == 0 {
+		for i, address := range s.Nodes[p.Shard] {
 			n := mesh.Node{Address: address, Role: mesh.Replica}
 			if i == 0 {
 				n.Role = mesh.Primary
@@ -95,7 +94,7 @@ func (s State) arrange(offered []Member) []Member {
 				m = offered[i]
 			}
 			m.Weight = p.Weight
-			if given := s.Nodes[p.Shard]; len(given) > 0 {
+			if given := s.Nodes[p.Shard]; len(m.Nodes) == 0 && len(given) > 0 {
 				m.First, m.Nodes = given[0], given
 			}
 			all = append(all, m)

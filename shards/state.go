@@ -19,7 +19,7 @@ type State struct {
 	// Rings are by pool. One that no handoff has changed has none: its shards are those of the membership.
 	Rings    map[string]Ring     `json:"rings,omitempty"`
 	Handoffs map[string]Handoff  `json:"handoffs,omitempty"` // by pool: those under way
-	Nodes    map[string][]string `json:"nodes,omitempty"`    // by shard: addresses that an operator gave, in place of the membership's
+	Nodes    map[string][]string `json:"nodes,omitempty"`    // by shard: addresses that an operator gave; they count while the membership has none
 	// Events are the newest maxEvents, the oldest first. They are written with what they tell of, so that none is lost.
 	Events   []Event `json:"events,omitempty"`
 	Sequence uint64  `json:"sequence"` // of the last event

@@ -15,9 +15,9 @@ import (
 	"github.com/cachemesh/cachemesh/demo"
 )
 
-// startNodes has the demo that the flags are about start the nodes of a new shard.
-func (m *meshFlags) startNodes(ctx context.Context, region, pool, shard string) ([]string, error) {
-	without := usage("shard %s has no node: name some with --node, or register them", shard)
+// askDemo has the demo that the flags are about start nodes, or stop one.
+func (m *meshFlags) askDemo(ctx context.Context, r demo.NodesRequest) ([]string, error) {
+	without := usage("name nodes for shard %s with --node", r.Shard)
 	if len(m.controlplanes) > 0 || m.dir == "" && os.Getenv("CACHEMESH_CONTROLPLANE") != "" {
 		return nil, without
 	}
@@ -25,7 +25,7 @@ func (m *meshFlags) startNodes(ctx context.Context, region, pool, shard string) 
 	if err != nil || e.Nodes == "" {
 		return nil, without
 	}
-	text, err := json.Marshal(demo.NodesRequest{Region: region, Pool: pool, Shard: shard})
+	text, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (m *meshFlags) startNodes(ctx context.Context, region, pool, shard string) 
 		return nil, err
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the demo starts no nodes: %s", strings.TrimSpace(string(body)))
+		return nil, fmt.Errorf("the demo refuses: %s", strings.TrimSpace(string(body)))
 	}
 	var answer demo.NodesAnswer
 	if err := json.Unmarshal(body, &answer); err != nil {

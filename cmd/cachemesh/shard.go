@@ -52,7 +52,7 @@ that Consul's check calls critical stays: the check is a hint.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newShardAdd(), newShardRemove(), newShardWeigh(), newShardPlan(), newShardAbort(), newShardSwitch(), newShardRoll(), newShardAccept(), newShardRegister(), newShardDeregister(), newShardList())
+	cmd.AddCommand(newShardAdd(), newShardRemove(), newShardReplace(), newShardWeigh(), newShardPlan(), newShardAbort(), newShardSwitch(), newShardRoll(), newShardAccept(), newShardRegister(), newShardDeregister(), newShardList())
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cachemesh/cachemesh/controlplane"
+	"github.com/cachemesh/cachemesh/demo"
 	"github.com/cachemesh/cachemesh/shards"
 )
 
@@ -173,7 +174,7 @@ func (r *reshape) begin(cmd *cobra.Command, p plane) error {
 		}
 	}
 	if r.Kind == shards.AddShard && len(r.Nodes) == 0 && len(plan.Nodes) == 0 {
-		if r.Nodes, err = r.from.startNodes(ctx, p.status.Region, r.pool, r.Shard); err != nil {
+		if r.Nodes, err = r.from.askDemo(ctx, demo.NodesRequest{Region: p.status.Region, Pool: r.pool, Shard: r.Shard}); err != nil {
 			return err
 		}
 		fmt.Fprintf(notes, "the demo has started %v for %s\n", r.Nodes, r.Shard)

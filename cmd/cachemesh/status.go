@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
@@ -81,14 +82,20 @@ func printStatus(w io.Writer, s meshStatus) {
 }
 
 func printPools(w io.Writer, regions []controlplane.Status) {
-	t := newTable(w, "region", "leader", "pool", "spread of keys", "of bytes", "of operations", "state")
+	t := newTable(w, "region", "leader", "pool", "ring", "spread of keys", "of bytes", "of operations", "state")
 	for _, r := range regions {
 		for _, p := range r.Pools {
 			state := "well"
+			if h := p.Handoff; h != nil {
+				state = colour(w, text.FgYellow, fmt.Sprintf("%s %s: %s", h.Kind, h.Shard, h.Step))
+				if len(h.Waits) > 0 {
+					state += ", waiting for " + strings.Join(h.Waits, ", ")
+				}
+			}
 			if p.Frozen != nil {
 				state = colour(w, text.FgRed, "FROZEN")
 			}
-			t.AppendRow([]any{r.Region, leaderText(w, r.Leader), p.Pool, ratio(p.Spread.Keys), ratio(p.Spread.Bytes), ratio(p.Spread.Operations), state})
+			t.AppendRow([]any{r.Region, leaderText(w, r.Leader), p.Pool, p.Generation, ratio(p.Spread.Keys), ratio(p.Spread.Bytes), ratio(p.Spread.Operations), state})
 		}
 	}
 	t.Render()
