@@ -46,7 +46,9 @@ type keptEvent struct {
 	at   time.Time
 }
 
-func newEvents() *events { return &events{wake: func() {}, tell: func([]byte) {}, room: eventsBurst, since: time.Now()} }
+func newEvents() *events {
+	return &events{wake: func() {}, tell: func([]byte) {}, room: eventsBurst, since: time.Now()}
+}
 
 // add takes events, as many as there is room for, the first ones first, and says how many. drop counts the others.
 func (e *events) add(all [][]byte, drop bool) (taken int) {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -81,6 +82,13 @@ func (l *Loader) Follow(runs []warming.Run) {
 	}
 }
 
+// Runs are those that there are.
+func (l *Loader) Runs() []warming.Run {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.runs)
+}
+
 // Counts are what became of the keys that this agent has worked on since it began.
 func (l *Loader) Counts() warming.Counts {
 	l.total.mu.Lock()
@@ -109,14 +117,12 @@ func (l *Loader) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for {
-		l.mu.Lock()
 		wanted := map[string]warming.Run{}
-		for _, r := range l.runs {
+		for _, r := range l.Runs() {
 			if r.Region == l.config.Region {
 				wanted[r.ID] = r
 			}
 		}
-		l.mu.Unlock()
 		for id, a := range jobs {
 			if r, ok := wanted[id]; !ok || !same(a.run, r) {
 				a.stop()
