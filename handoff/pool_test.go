@@ -110,9 +110,10 @@ func (p *pool) to(key string) string   { return p.spec.To[p.after.Find([]byte(ke
 func (p *pool) move() {
 	p.t.Helper()
 	p.stop()
-	p.spec.From, p.spec.To = p.placed(p.spec.From), p.placed(p.spec.To)
+	spec := p.spec
+	spec.From, spec.To = p.placed(spec.From), p.placed(spec.To)
 	var err error
-	if p.Mover, err = handoff.New(p.spec); err != nil {
+	if p.Mover, err = handoff.New(spec); err != nil {
 		p.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(p.t.Context())
