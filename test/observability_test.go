@@ -38,7 +38,7 @@ type question struct{ kind, name, query string }
 func questions(t *testing.T) []question {
 	t.Helper()
 	var all []question
-	variables := strings.NewReplacer("$__rate_interval", "1m", "$region", ".*", "$pool", ".*")
+	variables := strings.NewReplacer("$__rate_interval", "1m", "$region", ".*", "$pool", ".*", "$plan", ".*")
 	add := func(kind, name, query string) {
 		query = variables.Replace(query)
 		if query == "" || strings.Contains(query, "$") && !strings.Contains(query, `"$1"`) {
