@@ -51,9 +51,9 @@ func (m *handoffMesh) fail(ctx context.Context, r *handoffRound) error {
 	}
 	random := rand.New(rand.NewPCG(r.Seed, 3))
 	base, sidecar := m.region.sets[random.IntN(len(m.region.sets))], m.region.sidecars[random.IntN(len(m.region.sidecars))]
-	donor, recipient := base, m.spare
+	donor, recipient := base, m.spare.replicaSet
 	if r.Kind == "remove" {
-		donor, recipient = m.spare, base
+		donor, recipient = m.spare.replicaSet, base
 	}
 	if err := m.waitFor(ctx, r.When); err != nil {
 		return err
@@ -87,15 +87,11 @@ func (m *handoffMesh) fail(ctx context.Context, r *handoffRound) error {
 	if err != nil {
 		return err
 	}
-	state, err := m.state()
+	state, err := m.spare.state()
 	if err != nil {
 		return err
 	}
-	loses := m.local && (who == "donor" || who == "recipient")
-	from := time.Now().Add(-losesBefore)
-	if loses {
-		m.app.Forgets(from, time.Now().Add(time.Hour))
-	}
+	struck, excused := time.Now(), who == "donor" || who == "recipient" || who == "leader"
 	step := state.step()
 	if step == "" {
 		step = ended
@@ -114,9 +110,8 @@ func (m *handoffMesh) fail(ctx context.Context, r *handoffRound) error {
 	if err := h.back(back); err != nil {
 		return fmt.Errorf("mend %s: %w", r.Fault, err)
 	}
-	if loses {
-		// What was sent to who stood still, it acknowledges when it goes on.
-		m.app.Forgets(from, time.Now().Add(losesBefore))
+	if excused {
+		m.lapses = append(m.lapses, lapse{struck.Add(-losesBefore), time.Now().Add(2 * losesBefore)})
 	}
 	return nil
 }

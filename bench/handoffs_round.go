@@ -112,8 +112,6 @@ func (r *handoffRound) wrong(format string, args ...any) {
 const (
 	// handoffWithin is how long a handoff may take: a leader waits 10 s for those whom it has not heard of, and 30 s for who does not answer.
 	handoffWithin = 2 * time.Minute
-	// losesBefore is what a primary that fails may have acknowledged and not replicated.
-	losesBefore = time.Second
 )
 
 // round does one. What is wrong with the cache is in the round; an error is that it cannot be told.
@@ -127,11 +125,11 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 		return fmt.Errorf("prepare: %w", err)
 	}
 	begun := time.Now()
-	before, err := m.state()
+	before, err := m.spare.state()
 	if err != nil {
 		return err
 	}
-	if err := m.begin(ctx, r.Kind); err != nil {
+	if err := m.spare.begin(ctx, r.Kind); err != nil {
 		return err
 	}
 	var events sync.WaitGroup
@@ -140,7 +138,7 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 	if r.Abort != nil {
 		events.Go(func() { abort = m.abort(ctx, *r.Abort) })
 	}
-	end := m.ends(ctx)
+	end := m.spare.ends(ctx)
 	r.Took = rounded(time.Since(begun).Seconds())
 	events.Wait()
 	if err := errors.Join(fault, abort); err != nil {
@@ -150,7 +148,7 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 		r.wrong("the handoff does not end: %v: %s", end, m.describe(ctx))
 		return nil
 	}
-	after, err := m.state()
+	after, err := m.spare.state()
 	if err != nil {
 		return err
 	}
@@ -164,11 +162,10 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 	if err := m.app.Settle(ctx); err != nil {
 		r.wrong("%v", err)
 	}
-	m.app.Forgets(time.Time{}, time.Time{})
 	f := m.app.Between(began, time.Now().Add(time.Second))
 	r.Reads, r.Lost, r.Errors = f.Reads, f.Lost, f.Errors.Plain+f.Errors.Retried
-	r.Found = m.app.Findings()
-	if r.Stale = f.Stale; r.Stale > 0 {
+	r.Found = slices.DeleteFunc(m.app.Findings(), func(f aside.Finding) bool { return m.lapsed(after, f) })
+	if r.Stale = len(r.Found); r.Stale > 0 {
 		r.wrong("%d reads were stale: %+v", r.Stale, r.Found[:min(3, len(r.Found))])
 	}
 	if r.Fault == "none" && r.Gone > 0 {
@@ -183,7 +180,7 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 
 // prepare has the ring be one that the round can change, and the keys there that nobody changes.
 func (m *handoffMesh) prepare(ctx context.Context, r *handoffRound) error {
-	state, err := m.state()
+	state, err := m.spare.state()
 	if err != nil {
 		return err
 	}
@@ -191,11 +188,13 @@ func (m *handoffMesh) prepare(ctx context.Context, r *handoffRound) error {
 		kind := "add"
 		if r.Kind == "add" {
 			kind = "remove"
-		}
-		if err := m.begin(ctx, kind); err != nil {
+		} else if err := m.spare.renew(ctx); err != nil {
 			return err
 		}
-		if err := m.ends(ctx); err != nil {
+		if err := m.spare.begin(ctx, kind); err != nil {
+			return err
+		}
+		if err := m.spare.ends(ctx); err != nil {
 			return err
 		}
 	}
@@ -203,7 +202,7 @@ func (m *handoffMesh) prepare(ctx context.Context, r *handoffRound) error {
 		return err
 	}
 	if r.Kind == "add" {
-		if err := m.renew(ctx); err != nil {
+		if err := m.spare.renew(ctx); err != nil {
 			return err
 		}
 	}

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/cachemesh/cachemesh/bench/aside"
 )
 
 func TestASeedIsARound(t *testing.T) {
@@ -40,6 +44,27 @@ func TestHandoffsVerdict(t *testing.T) {
 	r.take(&handoffRound{Seed: 4, Fault: "none", Wrong: []string{"two owners"}})
 	if err := r.err(); err == nil || !strings.Contains(err.Error(), "--seed 4 --rounds 1: two owners") || r.Failed != 1 {
 		t.Errorf("%d failed, %v", r.Failed, err)
+	}
+}
+
+func TestOnlyLocalRoutesLapse(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	m := &handoffMesh{local: true, lapses: []lapse{{at, at.Add(time.Second)}}}
+	var told ringState
+	if err := json.Unmarshal([]byte(`{"Events": [{"time": "2026-01-02T04:00:00Z", "kind": "failover"}, {"time": "2026-01-02T05:00:00Z", "kind": "handoff-done"}]}`), &told); err != nil {
+		t.Fatal(err)
+	}
+	for acked, want := range map[time.Time]bool{
+		at: true, at.Add(-1): false, at.Add(time.Second): false,
+		told.Events[0].Time.Add(-time.Second): true, told.Events[0].Time.Add(2 * time.Second): false, told.Events[1].Time: false,
+	} {
+		f := aside.Finding{Acked: acked}
+		if got := m.lapsed(told, f); got != want {
+			t.Errorf("acknowledged at %v: %v", acked, got)
+		}
+		if (&handoffMesh{lapses: m.lapses}).lapsed(told, f) {
+			t.Errorf("a coherent route may lose what was acknowledged at %v", acked)
+		}
 	}
 }
 
@@ -91,7 +116,7 @@ func TestHandoffsRounds(t *testing.T) {
 			if err := m.placed(t.Context()); err == nil || !strings.Contains(err.Error(), "stray") {
 				t.Errorf("a key is where it does not belong, and what is seen is %v", err)
 			}
-			if err := m.renew(t.Context()); err != nil {
+			if err := m.spare.renew(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			spare := m.spare.nodes[0].direct

@@ -42,7 +42,6 @@ type App struct {
 	plain      []*redis.Client
 	entries    []entry
 	log        log
-	forgetful  forgetful
 }
 
 // entry is what the application knows of a key.
@@ -197,11 +196,8 @@ func (a *App) read(ctx context.Context, r request, e *entry) {
 		version, _, _ := bytes.Cut(text, []byte{' '})
 		n, err := strconv.ParseUint(string(version), 10, 64)
 		stale := (err != nil || n < floor) && !e.doubts(n)
-		if stale && a.forgetful.at(raised) {
-			e.distrust(n)
-			stale = false
-		}
 		if stale {
+			e.distrust(n)
 			a.log.finding(Finding{Time: time.Now(), Key: name(r.key), Version: n, Floor: floor, Acked: raised, Through: r.client.Options().Addr})
 		}
 		a.log.found(stale)

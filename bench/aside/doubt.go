@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -41,30 +40,11 @@ func (e *entry) doubts(version uint64) bool {
 	return slices.Contains(e.doubt, version)
 }
 
+// distrust has a version that was read and is stale be told of once, until it is settled.
 func (e *entry) distrust(version uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.doubt = append(e.doubt, version)
-}
-
-// forgetful is when acknowledged changes may be lost.
-type forgetful struct {
-	mu       sync.Mutex
-	from, to time.Time
-}
-
-// Forgets says that changes acknowledged from one moment to the other may be lost, because the cache loses what it has not replicated. It is in
-// place of what was said before.
-func (a *App) Forgets(from, to time.Time) {
-	a.forgetful.mu.Lock()
-	defer a.forgetful.mu.Unlock()
-	a.forgetful.from, a.forgetful.to = from, to
-}
-
-func (f *forgetful) at(t time.Time) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return !t.Before(f.from) && t.Before(f.to)
 }
 
 // Settle removes what is in doubt, once all that failed has been done or never will be. From then on nothing is in doubt.
@@ -72,7 +52,7 @@ func (a *App) Settle(ctx context.Context) error {
 	for i := range a.entries {
 		e := &a.entries[i]
 		e.mu.Lock()
-		doubtful := len(e.doubt) > 0 || a.forgetful.at(e.raised) || slices.ContainsFunc(e.acked, func(c acked) bool { return a.forgetful.at(c.at) })
+		doubtful := len(e.doubt) > 0
 		e.mu.Unlock()
 		if !doubtful {
 			continue

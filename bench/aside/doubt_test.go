@@ -25,18 +25,3 @@ func TestWhatFailedIsInDoubt(t *testing.T) {
 		t.Errorf("the floor is %d; 3 is in doubt: %v, 2 is: %v", floor, e.doubts(3), e.doubts(2))
 	}
 }
-
-func TestForgetfulWhileItIsSaid(t *testing.T) {
-	a := New(Plan{Keys: 1}, nil, nil)
-	now := time.Now()
-	a.Forgets(now, now.Add(time.Second))
-	for at, want := range map[time.Duration]bool{-1: false, 0: true, time.Second - 1: true, time.Second: false} {
-		if got := a.forgetful.at(now.Add(at)); got != want {
-			t.Errorf("%v later: %v", at, got)
-		}
-	}
-	a.Forgets(time.Time{}, time.Time{})
-	if a.forgetful.at(now) {
-		t.Error("it forgets after it was said that it does not")
-	}
-}
