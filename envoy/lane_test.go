@@ -27,17 +27,17 @@ func TestLanesStandBeforeStandInsToo(t *testing.T) {
 	}
 	want := map[string][]Endpoint{
 		"mixed": {
-			{Shard: "cache-0", Address: "null/cache-0.sock", StandIn: mesh.Null},
-			{Shard: "cache-1", Address: "hold/cache-1.sock", StandIn: mesh.Hold},
-			{Shard: "cache-2", Address: "[::1]:7004"},
+			{Shard: "cache-0", Address: "null/cache-0.sock", StandIn: mesh.Null, Weight: 1},
+			{Shard: "cache-1", Address: "hold/cache-1.sock", StandIn: mesh.Hold, Weight: 1},
+			{Shard: "cache-2", Address: "[::1]:7004", Weight: 1},
 		},
 		"mixed/writes": {
-			{Shard: "cache-0", Address: "lanes/cache-0.sock", Lane: true},
-			{Shard: "cache-1", Address: "lanes/cache-1.sock", Lane: true},
-			{Shard: "cache-2", Address: "lanes/cache-2.sock", Lane: true},
+			{Shard: "cache-0", Address: "lanes/cache-0.sock", Lane: true, Weight: 1},
+			{Shard: "cache-1", Address: "lanes/cache-1.sock", Lane: true, Weight: 1},
+			{Shard: "cache-2", Address: "lanes/cache-2.sock", Lane: true, Weight: 1},
 		},
-		"local":        {{Shard: "local-0", Address: "127.0.0.1:7003"}},
-		"local/writes": {{Shard: "local-0", Address: "127.0.0.1:7003"}},
+		"local":        {{Shard: "local-0", Address: "127.0.0.1:7003", Weight: 1}},
+		"local/writes": {{Shard: "local-0", Address: "127.0.0.1:7003", Weight: 1}},
 	}
 	got := map[string][]Endpoint{}
 	for _, resource := range r.Endpoints {

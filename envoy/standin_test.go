@@ -64,9 +64,9 @@ func TestEndpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Endpoint{
-		{Shard: "cache-0", Address: "null/cache-0.sock", StandIn: mesh.Null},
-		{Shard: "cache-1", Address: "hold/cache-1.sock", StandIn: mesh.Hold},
-		{Shard: "cache-2", Address: "[::1]:7004"},
+		{Shard: "cache-0", Address: "null/cache-0.sock", StandIn: mesh.Null, Weight: 1},
+		{Shard: "cache-1", Address: "hold/cache-1.sock", StandIn: mesh.Hold, Weight: 1},
+		{Shard: "cache-2", Address: "[::1]:7004", Weight: 1},
 	}
 	for _, resource := range r.Endpoints[:2] {
 		got, err := Endpoints(resource)

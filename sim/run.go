@@ -201,6 +201,7 @@ func (w *world) longRun() {
 	for _, a := range w.agents[:away] {
 		a.stop(w.chance(4))
 	}
+	w.after(w.upTo(time.Minute), w.reshape)
 	w.run(w.now+w.between(9*time.Minute, 12*time.Minute), nil)
 	for range 4 {
 		w.after(w.upTo(time.Minute), w.strike)
