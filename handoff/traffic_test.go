@@ -189,7 +189,8 @@ func (tr *traffic) flip() {
 	}
 	for _, k := range tr.keys { // writes that are on their way are done
 		k.Lock()
-		k.Unlock() //nolint:staticcheck // that it was free is all there is to know
+		_ = k.written.Load()
+		k.Unlock()
 	}
 }
 
