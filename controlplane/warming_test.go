@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,15 +49,16 @@ warming:
 type warmRegion struct {
 	*warmer
 	store  *fileStore
-	leader bool
+	leader atomic.Bool
 	handed []byte
 }
 
 func newWarmRegion(t *testing.T, dir string, now func() time.Time) *warmRegion {
 	t.Helper()
-	r := &warmRegion{store: newFileStore(dir, "http://here"), leader: true}
+	r := &warmRegion{store: newFileStore(dir, "http://here")}
+	r.leader.Store(true)
 	r.warmer = newWarmer(Config{Region: "us", Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: now}, r.store.shelf("warming"), func() error {
-		if !r.leader {
+		if !r.leader.Load() {
 			return notLeading{"http://there", errNotLeading}
 		}
 		return nil
@@ -166,7 +168,7 @@ func TestAnotherLeaderGoesOn(t *testing.T) {
 		if s := second.shown.Load(); !slices.ContainsFunc(s.Plans, func(p PlanStatus) bool { return p.Name == "more" && p.Applied }) {
 			t.Errorf("the plan that was applied is lost: %+v", s.Plans)
 		}
-		second.leader = false
+		second.leader.Store(false)
 		time.Sleep(time.Second)
 		if s := second.shown.Load(); s.Leading || len(s.Plans) > 0 {
 			t.Errorf("it still shows what only the leader knows: %+v", s)
@@ -257,7 +259,7 @@ func TestRunsAreSteered(t *testing.T) {
 				t.Errorf("%s, want %q", got, c.want)
 			}
 		}
-		r.leader = false
+		r.leader.Store(false)
 		if got := ask(run("morning")); !strings.Contains(got, errNotLeading.Error()) {
 			t.Errorf("%s", got)
 		}
