@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -16,9 +17,10 @@ import (
 
 // victims are what is killed, and mended as whoever runs it would: after a while it is started again as it was.
 type victims struct {
-	mesh  *meshRegions
-	buses []*redisNode   // by region, with Pub/Sub
-	ways  []*delay.Proxy // to them
+	mesh   *meshRegions
+	coming []*comingShard // by region
+	buses  []*redisNode   // by region, with Pub/Sub
+	ways   []*delay.Proxy // to them
 
 	random *rand.Rand
 	began  time.Time
@@ -47,7 +49,7 @@ type kindOfStrike struct {
 }
 
 var kinds = []kindOfStrike{
-	{"agent", 4}, {"agents_of_a_region", 1}, {"envoy", 3}, {"primary", 4}, {"replica", 2}, {"primary_and_agent", 1}, {"control_plane", 2}, {"shard", 1},
+	{"agent", 4}, {"agents_of_a_region", 1}, {"envoy", 3}, {"primary", 4}, {"replica", 2}, {"primary_and_agent", 1}, {"control_plane", 2}, {"shard", 1}, {"handoff", 1},
 }
 
 func kindNames() (names []string) {
@@ -59,6 +61,14 @@ func kindNames() (names []string) {
 
 func newVictims(ctx context.Context, dir string, m *meshRegions, plan chaosPlan) (*victims, error) {
 	v := &victims{mesh: m, random: rand.New(rand.NewPCG(plan.seed, 0)), down: map[any]bool{}}
+	for _, region := range m.regions {
+		c, err := startComingShard(ctx, region, filepath.Join(dir, region.name))
+		if err != nil {
+			v.stop()
+			return nil, err
+		}
+		v.coming = append(v.coming, c)
+	}
 	if plan.pubsub {
 		if err := v.startBuses(ctx, dir); err != nil {
 			v.stop()
@@ -69,6 +79,9 @@ func newVictims(ctx context.Context, dir string, m *meshRegions, plan chaosPlan)
 }
 
 func (v *victims) stop() {
+	for _, c := range v.coming {
+		c.stop()
+	}
 	for _, way := range v.ways {
 		way.Close()
 	}
@@ -166,6 +179,9 @@ func (v *victims) strike(ctx context.Context, kind string, progress io.Writer) {
 		for _, node := range set.nodes {
 			hits = append(hits, node.hit(set))
 		}
+	case "handoff":
+		// Nothing is killed: whatever is next meets the handoff.
+		hits = append(hits, hit{v.coming[i], "nothing, a shard comes or goes", func() error { return nil }, v.coming[i].comeOrGo})
 	case "bus":
 		hits = append(hits, v.buses[i].hit(replicaSet{}))
 	}

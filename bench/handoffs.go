@@ -39,8 +39,9 @@ const (
 // handoffLoad is light: what is looked at is what it reads.
 var handoffLoad = aside.Plan{Keys: 500, Bytes: 100, Alpha: 0.9, Rate: 200, Writes: 0.3, Timeout: 2 * time.Second}
 
-// localBound is for how long a local route may give what was there before, while sidecars change from one ring to the next.
-const localBound = 500 * time.Millisecond
+// localBound is for how long a local route may give what was there before, while sidecars change from one ring to the next: milliseconds, and as much
+// more as a busy machine has processes wait. What stays is seen in any case, since all keys are read when a round has ended.
+const localBound = 3 * time.Second
 
 func handoffsFlags(cmd *cobra.Command, s *settings) {
 	f := cmd.Flags()

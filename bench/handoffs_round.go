@@ -159,6 +159,9 @@ func (m *handoffMesh) round(ctx context.Context, r *handoffRound) error {
 	m.look(ctx, r)
 	stop()
 	load.Wait()
+	if err := m.app.Look(ctx); err != nil {
+		r.wrong("%v", err)
+	}
 	if err := m.app.Settle(ctx); err != nil {
 		r.wrong("%v", err)
 	}

@@ -102,6 +102,27 @@ func (c *comingShard) begin(ctx context.Context, kind string) error {
 	})
 }
 
+// comeOrGo has the shard come to the ring, or go from it, and returns when that is over. Not to be begun, because of what else fails, is no error.
+func (c *comingShard) comeOrGo(ctx context.Context) error {
+	s, err := c.state()
+	if err != nil {
+		return err
+	}
+	kind := "remove"
+	if !s.has(c.name) {
+		kind = "add"
+		if err := c.renew(ctx); err != nil {
+			return err
+		}
+	}
+	begun, cancel := context.WithTimeout(ctx, settleTimeout/4)
+	defer cancel()
+	if c.begin(begun, kind) != nil {
+		return nil
+	}
+	return c.ends(context.WithoutCancel(ctx)) // bounded by itself
+}
+
 func (c *comingShard) post(ctx context.Context, path string, body any) error {
 	text, err := json.Marshal(body)
 	if err != nil {

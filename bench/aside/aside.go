@@ -193,13 +193,7 @@ func (a *App) read(ctx context.Context, r request, e *entry) {
 	}
 	a.log.answered(r, nil)
 	if !missed {
-		version, _, _ := bytes.Cut(text, []byte{' '})
-		n, err := strconv.ParseUint(string(version), 10, 64)
-		stale := (err != nil || n < floor) && !e.doubts(n)
-		if stale {
-			e.distrust(n)
-			a.log.finding(Finding{Time: time.Now(), Key: name(r.key), Version: n, Floor: floor, Acked: raised, Through: r.client.Options().Addr})
-		}
+		stale := a.stale(r.key, text, floor, raised, r.client)
 		a.log.found(stale)
 		return
 	}

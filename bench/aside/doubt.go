@@ -1,10 +1,15 @@
 package aside
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // acked is a change that was acknowledged.
@@ -45,6 +50,45 @@ func (e *entry) distrust(version uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.doubt = append(e.doubt, version)
+}
+
+// stale says whether what was read of a key is older than it may be, and is no version in doubt.
+func (a *App) stale(key int, text []byte, floor uint64, raised time.Time, client *redis.Client) bool {
+	e := &a.entries[key]
+	version, _, _ := bytes.Cut(text, []byte{' '})
+	n, err := strconv.ParseUint(string(version), 10, 64)
+	if err == nil && (n >= floor || e.doubts(n)) {
+		return false
+	}
+	e.distrust(n)
+	a.log.finding(Finding{Time: time.Now(), Key: name(key), Version: n, Floor: floor, Acked: raised, Through: client.Options().Addr})
+	return true
+}
+
+// Look reads every key through every client, while nothing runs. What is old by then stays, whatever the bound.
+func (a *App) Look(ctx context.Context) error {
+	for _, client := range a.plain {
+		var all []*redis.StringCmd
+		_, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for key := range a.entries {
+				all = append(all, p.Get(ctx, name(key)))
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return fmt.Errorf("read all keys: %w", err)
+		}
+		for key, got := range all {
+			e := &a.entries[key]
+			e.mu.Lock()
+			floor, raised := e.oldest(0), e.raised
+			e.mu.Unlock()
+			if text, err := got.Bytes(); err == nil {
+				a.stale(key, text, floor, raised, client)
+			}
+		}
+	}
+	return nil
 }
 
 // Settle removes what is in doubt, once all that failed has been done or never will be. From then on nothing is in doubt.
