@@ -210,6 +210,10 @@ func (d *dayRun) load(ctx context.Context, s settings, plan dayPlan, dir, clock 
 		text, _ := os.ReadFile(filepath.Join(dir, "load.log"))
 		return fmt.Errorf("twitter day: %v\n%s", load.Err(), text[max(0, len(text)-2000):])
 	}
+	if load.Err() != nil {
+		text, _ := os.ReadFile(filepath.Join(dir, "load.log"))
+		fmt.Fprintf(s.progress, "twitter day: %v\n%s", load.Err(), text[max(0, len(text)-500):])
+	}
 	stop()
 	watchers.Wait()
 	return ctx.Err()

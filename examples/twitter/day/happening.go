@@ -99,7 +99,7 @@ func (w *watched) end() Read {
 
 // happen lets the day's happenings happen.
 func (r *runner) happen(ctx context.Context, homes map[int64]string) error {
-	client := &http.Client{Timeout: 5 * time.Second}
+	client := &http.Client{Timeout: 10 * time.Second}
 	if err := r.match(ctx, client, homes); err != nil {
 		return fmt.Errorf("%s: %w", Match, err)
 	}
