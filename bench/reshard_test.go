@@ -39,3 +39,21 @@ func TestMovement(t *testing.T) {
 		t.Errorf("a ring of constant size is not worse: %+v", r.Algorithms)
 	}
 }
+
+func TestReshardQuick(t *testing.T) {
+	printed := quick(t, "reshard")
+	for _, field := range []string{"moved_over_ideal", "move_misses_pp", "stale_reads", "origin_peak_ratio", "foreground_p99_ratio", "copy_keys_per_second", "copy_cpu_us_per_key"} {
+		of, _ := printed[field].(map[string]any)
+		if of["add"] == nil || of["remove"] == nil {
+			t.Errorf("%s is %v, want both directions", field, of)
+		}
+	}
+	for _, direction := range directions {
+		positive(t, "copied "+direction, printed["copy_keys_per_second"].(map[string]any)[direction])
+		peers, _ := printed["peers"].(map[string]any)
+		for _, peer := range []string{"envoy", "twemproxy"} {
+			f, _ := peers[peer].(map[string]any)["figures"].(map[string]any)[direction].(map[string]any)
+			positive(t, peer+"'s reads "+direction, f["reads"])
+		}
+	}
+}

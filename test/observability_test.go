@@ -128,7 +128,7 @@ func questions(t *testing.T) []question {
 					continue
 				}
 				for line := range strings.Lines(r.Expr) {
-					compared := regexp.MustCompile(`^(?:and )?(.+) (?:==|>|<) [0-9.]+$`).FindStringSubmatch(strings.TrimSpace(line))
+					compared := regexp.MustCompile(`^(?:(?:and|or) )?(.+) (?:==|>|<) [0-9.]+$`).FindStringSubmatch(strings.TrimSpace(line))
 					if compared == nil {
 						t.Fatalf("%s: no comparison ends the line %q", r.Alert, line)
 					}
@@ -401,7 +401,7 @@ func (d *demoRun) checkMetrics(t *testing.T) {
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics of %s: %v: %s", url, err, out)
 		}
-		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "plan", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "to", "type", "version"}
+		known := []string{"component", "control_plane", "end", "kind", "le", "node", "of", "plan", "pool", "reason", "region", "result", "role", "shard", "sidecar", "source", "state", "step", "to", "type", "version"}
 		for _, line := range ours {
 			for _, label := range regexp.MustCompile(`[{,](\w+)="`).FindAllStringSubmatch(line, -1) {
 				if !slices.Contains(known, label[1]) {

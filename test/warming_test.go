@@ -158,16 +158,6 @@ func (r *warmRegion) has(t *testing.T, count int) {
 	}
 }
 
-func (r *warmRegion) flush(t *testing.T) {
-	t.Helper()
-	for _, n := range r.nodes {
-		client := n.client(t)
-		for _, k := range client.Keys(t.Context(), "tweet:*").Val() {
-			client.Unlink(t.Context(), k)
-		}
-	}
-}
-
 func TestACopyOutlivesAgentsAndControlPlanes(t *testing.T) {
 	const count = 20_000
 	m := newWarmRegions(t)
