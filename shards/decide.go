@@ -179,7 +179,16 @@ func (d *deciding) bootstrap(member Member) {
 	if best == "" {
 		reason = "the shard is new here, and none of its nodes answers"
 	}
-	d.begin(member, Shard{}, Change{Kind: Bootstrap, Epoch: highest + 1, To: best, Reason: reason, Begun: d.config.Wall(d.now)})
+	d.begin(member, Shard{}, Change{Kind: Bootstrap, Epoch: max(highest+1, d.firstEpoch(member)), To: best, Reason: reason, Begun: d.config.Wall(d.now)})
+}
+
+// firstEpoch is the least that a shard may begin with. One that is added may have been here before: lanes and other regions, which know primaries
+// and journals by their epochs, must not take the one for the other. IDs grow with every epoch.
+func (d *deciding) firstEpoch(member Member) uint64 {
+	if h, busy := d.next.Handoffs[member.Pool]; busy && h.Kind == AddShard && h.Shard == member.Shard {
+		return h.ID
+	}
+	return 1
 }
 
 // outranks says whether a is rather the primary of a shard without state than b, which comes before it.

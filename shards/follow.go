@@ -67,7 +67,7 @@ func (m *Manager) newest(claims []string) string {
 
 // take makes a node the primary that others have made so already.
 func (d *deciding) take(member Member, s Shard, to, reason string) {
-	c := Change{Kind: Follow, Phase: Serving, Epoch: s.Epoch + 1, From: s.Primary, To: to, Reason: reason, Begun: d.config.Wall(d.now)}
+	c := Change{Kind: Follow, Phase: Serving, Epoch: max(s.Epoch+1, d.firstEpoch(member)), From: s.Primary, To: to, Reason: reason, Begun: d.config.Wall(d.now)}
 	s.Pool, s.Epoch, s.Primary, s.RunID, s.ReplID, s.Change = member.Pool, c.Epoch, to, "", "", &c
 	if n := d.nodes[to]; n != nil {
 		s.RunID, s.ReplID = n.RunID, n.ReplID

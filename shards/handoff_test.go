@@ -368,3 +368,24 @@ func TestAJournalIsReadToItsEndBeforeItsShardGoes(t *testing.T) {
 	h.run(time.Second)
 	h.is("1: s*1", false)
 }
+
+// Who is added again under its name is another shard: what anybody knows of the epochs that it had is not of this one.
+func TestAShardThatIsAddedAgainHasOtherEpochs(t *testing.T) {
+	h := newHanded(t, true, "x")
+	h.add()
+	h.run(10 * time.Second)
+	before := h.shard("u").Epoch
+	if err := h.ask(Command{Kind: HandoffBegun, Reshape: RemoveShard, Shard: "u"}); err != nil {
+		t.Fatal(err)
+	}
+	h.run(10 * time.Second)
+	for _, a := range []string{"e", "f"} {
+		h.nodes[a] = &Node{Address: a, RunID: "new-" + a, ReplID: "new-" + a, Role: mesh.Replica, Of: "127.0.0.1:1"}
+	}
+	h.add()
+	h.run(10 * time.Second)
+	h.is("3: s*1 t*1 u*1", false)
+	if again := h.shard("u").Epoch; again <= before {
+		t.Errorf("it has epoch %d, and had %d before", again, before)
+	}
+}
