@@ -49,7 +49,7 @@ type kindOfStrike struct {
 }
 
 var kinds = []kindOfStrike{
-	{"agent", 4}, {"agents_of_a_region", 1}, {"envoy", 3}, {"primary", 4}, {"replica", 2}, {"primary_and_agent", 1}, {"control_plane", 2}, {"shard", 1}, {"handoff", 1},
+	{"agent", 4}, {"agents_of_a_region", 1}, {"envoy", 3}, {"primary", 4}, {"replica", 2}, {"primary_and_agent", 1}, {"control_plane", 2}, {"shard", 1}, {"handoff", 2},
 }
 
 func kindNames() (names []string) {
