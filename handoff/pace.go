@@ -13,7 +13,7 @@ import (
 
 // Defaults of Limits.
 const (
-	defaultKeys  = 20_000
+	defaultKeys  = 5_000
 	defaultBytes = 64 << 20
 	defaultCPU   = 0.7
 )
@@ -39,7 +39,7 @@ type pace struct {
 func newPace(l Limits) *pace { return &pace{limits: l, part: 1, busy: map[string]float64{}} }
 
 // burst is for how long a pause is made up for.
-const burst = 50 * time.Millisecond
+const burst = 10 * time.Millisecond
 
 // wait waits until so much may be copied.
 func (p *pace) wait(ctx context.Context, keys int, bytes int64) error {
