@@ -31,7 +31,7 @@ const factsCluster = 36
 
 var (
 	reshardFull  = reshardPlan{load: reshardLoad(200_000, 3000), warmUp: 10 * time.Second, before: 75 * time.Second, after: 60 * time.Second}
-	reshardQuick = reshardPlan{load: reshardLoad(5_000, 500), warmUp: 2 * time.Second, before: 5 * time.Second, after: 4 * time.Second}
+	reshardQuick = reshardPlan{load: reshardLoad(5_000, 500), warmUp: time.Second, before: 3 * time.Second, after: 2 * time.Second}
 )
 
 func reshardLoad(keys int, rate float64) aside.Plan {

@@ -29,6 +29,7 @@ type room struct {
 	epoch   uint64
 	bounded bool
 	left    int // bytes
+	usual   int // bytes of a key, about as those that were taken
 }
 
 // look asks a shard again if it is time.
@@ -62,6 +63,9 @@ func (r *rooms) look(s *hand) error {
 	next := &room{looked: time.Now(), epoch: s.shard.Epoch, bounded: most > 0}
 	next.left = most - most/margin - (number("used_memory") - number("mem_not_counted_for_evict"))
 	r.mu.Lock()
+	if now != nil {
+		next.usual = now.usual
+	}
 	r.all[s.shard.Name] = next
 	r.mu.Unlock()
 	return nil
@@ -79,13 +83,14 @@ func (r *rooms) take(shard string, bytes int) bool {
 		return false
 	}
 	now.left -= bytes + overhead
+	now.usual += (bytes - now.usual) / 8
 	return true
 }
 
-// full says whether a shard has no room for any key.
+// full says whether a shard has no room for a usual key. Larger ones are refused before that.
 func (r *rooms) full(shard string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.all[shard]
-	return now != nil && now.bounded && now.left < overhead
+	return now != nil && now.bounded && now.left < overhead+2*now.usual
 }
