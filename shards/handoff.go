@@ -58,13 +58,16 @@ func (d *deciding) handoffs() {
 	for _, pool := range slices.Sorted(maps.Keys(d.next.Handoffs)) {
 		d.handoff(pool, d.next.Handoffs[pool])
 	}
+	// What has ended is known until that is written: a mover says only once what it has done.
 	for _, pool := range slices.Sorted(maps.Keys(d.next.Rings)) {
-		if _, busy := d.next.Handoffs[pool]; !busy {
+		_, was := d.state.Handoffs[pool]
+		if _, is := d.next.Handoffs[pool]; !was && !is {
 			d.sweepAfterLate(pool, d.next.Rings[pool])
 		}
 	}
 	for pool, k := range d.moving {
-		if _, busy := d.next.Handoffs[pool]; !busy && k.handoff != 0 {
+		_, was := d.state.Handoffs[pool]
+		if _, is := d.next.Handoffs[pool]; !was && !is && k.handoff != 0 {
 			delete(d.moving, pool)
 		}
 	}
@@ -285,7 +288,6 @@ func (d *deciding) endHandoff(pool string, h Handoff, k *moving, kind Kind) {
 		reason += " was given up: " + h.Undo
 	}
 	d.event(Event{Kind: kind, Pool: pool, Shard: h.Shard, Reason: reason, Steps: h.Steps})
-	delete(d.moving, pool)
 }
 
 // login is what lanes log in as.
@@ -343,7 +345,6 @@ func (d *deciding) sweepAfterLate(pool string, r Ring) {
 		r.Late = slices.DeleteFunc(slices.Clone(r.Late), func(name string) bool { return slices.Contains(k.back, name) })
 		d.next.Rings[pool] = r
 		d.event(Event{Kind: HandoffLate, Pool: pool, Reason: "back, and what they left is removed: " + strings.Join(k.back, ", ")})
-		delete(d.moving, pool)
 	}
 }
 

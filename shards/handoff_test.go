@@ -16,6 +16,8 @@ type handed struct {
 	steps []mesh.HandoffStep // that were in the state, each once
 	asked []mesh.HandoffStep // moves that were asked for, each once in a row
 	fails error              // what moves end in
+	once  bool               // they say so once, as real ones do, not with each decision
+	told  Move               // the last of them
 	away  map[string]bool    // agents that say nothing
 	kept  map[string]uint64  // by agent
 }
@@ -41,7 +43,10 @@ func (h *handed) follow() {
 		if n := len(h.asked); n == 0 || h.asked[n-1] != move.Step {
 			h.asked = append(h.asked, move.Step)
 		}
-		h.m.Moved(move, h.fails)
+		if !h.once || h.told != move {
+			h.m.Moved(move, h.fails)
+		}
+		h.told = move
 	}
 	state := h.m.state
 	hand, busy := state.Handoffs["p"]
@@ -387,5 +392,39 @@ func TestAShardThatIsAddedAgainHasOtherEpochs(t *testing.T) {
 	h.is("3: s*1 t*1 u*1", false)
 	if again := h.shard("u").Epoch; again <= before {
 		t.Errorf("it has epoch %d, and had %d before", again, before)
+	}
+}
+
+func TestAWriteThatFailsLosesNoMove(t *testing.T) {
+	h := newHanded(t, true, "x", "y")
+	h.once = true
+	failed := map[string]bool{}
+	h.loses = func(s State) bool {
+		step := fmt.Sprint(s.Handoffs["p"].Step, s.Rings["p"].Late)
+		first := !failed[step]
+		failed[step] = true
+		return first
+	}
+	h.add()
+	h.run(10 * time.Second)
+	h.is("1: s*1 t*1 u*1", false)
+	if len(failed) < 6 {
+		t.Errorf("of the writes of a handoff only %v failed once", failed)
+	}
+	// So it is with what late agents left.
+	h.away["y"] = true
+	if err := h.ask(Command{Kind: HandoffBegun, Reshape: RemoveShard, Shard: "u"}); err != nil {
+		t.Fatal(err)
+	}
+	h.run(3 * time.Minute)
+	h.is("2: s*1 t*1", false)
+	if late := h.m.state.Rings["p"].Late; !slices.Equal(late, []string{"y"}) {
+		t.Fatalf("late are %v", late)
+	}
+	clear(failed)
+	delete(h.away, "y")
+	h.run(10 * time.Second)
+	if late := h.m.state.Rings["p"].Late; len(late) != 0 {
+		t.Errorf("%v are late still: what they left was removed, and that was not written", late)
 	}
 }

@@ -27,7 +27,8 @@ type world struct {
 	writes  []State
 	lost    Op // actions that are done, and fail for who asked
 	moves   []Move
-	tick    func() // in each step of run
+	loses   func(State) bool // a write; nil is never
+	tick    func()           // in each step of run
 }
 
 func newWorld(t *testing.T, members []Member, agents ...string) *world {
@@ -75,6 +76,9 @@ func (w *world) settle() {
 		d := w.m.Decide(w.now)
 		w.last = append(w.last, d.Answers...)
 		if d.State != nil {
+			if w.loses != nil && w.loses(*d.State) {
+				return
+			}
 			w.wrote++
 			w.writes = append(w.writes, *d.State)
 			w.m.Written(w.now, *d.State, d.Revision+1)
