@@ -54,13 +54,13 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 		d.commit(member.Shard, s, c)
 		return
 	}
-	n, k := d.nodes[c.To], d.memory[member.Shard]
+	k := d.memory[member.Shard]
 	since := d.now.Sub(k.begun)
 	switch {
 	case d.replaced(c):
 		d.again(member, s, c, "has restarted")
-	case n != nil && (n.Epoch > c.Epoch || n.Epoch == c.Epoch && n.Role == mesh.Replica):
-		c.Epoch = n.Epoch + 1 // it has seen more than the state tells
+	case !promoted && d.seen(member, c) > 0:
+		c.Epoch = d.seen(member, c) + 1
 		s.Change = &c
 		d.set(member.Shard, s)
 	case d.alive(d.now, c.To) && k.refusals >= maxRefusals && d.other(member, s, c):
@@ -73,6 +73,20 @@ func (d *deciding) promote(member Member, s Shard, c Change) {
 	case since >= d.config.DownAfter:
 		d.again(member, s, c, "is gone")
 	}
+}
+
+// seen is the highest epoch, not below a change's, that the change's node knows from elsewhere or that another primary has: the state is older
+// than that. 0 is none.
+func (d *deciding) seen(member Member, c Change) (epoch uint64) {
+	for _, address := range member.Nodes {
+		n := d.nodes[address]
+		switch {
+		case n == nil || n.Epoch < c.Epoch:
+		case address == c.To && (n.Epoch > c.Epoch || n.Role == mesh.Replica), address != c.To && n.Role == mesh.Primary && d.alive(d.now, address):
+			epoch = max(epoch, n.Epoch)
+		}
+	}
+	return epoch
 }
 
 const (

@@ -24,7 +24,7 @@ type Move struct {
 	Pool    string
 	Handoff uint64 // 0: what late agents left on shards that are not the key's is to be removed
 	Step    mesh.HandoffStep
-	Owners  string // who was primary in which epoch: after a failover a mover begins anew
+	Owners  string // who was primary in which epoch, and which late agents are back: a mover of others begins anew
 }
 
 // Mover says whether both are for one mover.
@@ -332,13 +332,14 @@ func (d *deciding) sweepAfterLate(pool string, r Ring) {
 		return
 	}
 	k := d.memorize(pool, 0, mesh.Purging)
+	if !slices.ContainsFunc(k.back, func(name string) bool { return slices.Contains(r.Late, name) }) {
+		k.back = back
+	}
 	move, whole := d.move(pool, Handoff{From: r, Step: mesh.Purging})
+	move.Owners += " after " + strings.Join(k.back, " ")
 	switch {
 	case !whole:
 	case k.ran != move:
-		if k.back == nil {
-			k.back = back
-		}
 		d.moves = append(d.moves, move)
 	default:
 		d.touch()

@@ -181,6 +181,10 @@ func (j *judge) begun(c *plane, m member, old, next shards.State, before, after 
 		case before.Change.Kind == shards.Raised && (change.To != to || n.RunID != before.RunID) && !commanded(true):
 			j.rule(c, m, before) // its primary is in office
 		case !c.facts.alive(c, to, true), n.RunID != before.Change.RunID, n.Epoch >= before.Change.Epoch && change.To == to:
+		case change.To == to && slices.ContainsFunc(m.Nodes, func(address string) bool {
+			v := c.facts.views[address]
+			return v.Role == mesh.Primary && v.Epoch >= before.Change.Epoch
+		}): // another has had its epoch
 		case c.facts.refusals[to] >= 3 && (change.To == before.Primary || !change.Fresh || before.Change.Fresh):
 			j.w.count("change begun anew, since its node refused")
 			c.facts.refusals[to] = 0
