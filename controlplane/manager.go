@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,7 @@ type manager struct {
 
 	mu       sync.Mutex // guards what follows, shards.Manager among it
 	machine  *shards.Manager
+	loaded   []byte                       // what machine has of the store. After a wipe, another state may have the revision that one had
 	base     mesh.Topology                // the membership's
 	frozen   bool                         // the membership's catalogue is
 	accesses map[string]*mesh.RedisAccess // by address
@@ -206,7 +208,7 @@ func (m *manager) load() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	state, known := m.machine.State()
-	if revision == known && (revision > 0 || m.machine.Ready()) {
+	if revision == known && bytes.Equal(data, m.loaded) && (revision > 0 || m.machine.Ready()) {
 		return false
 	}
 	if revision == 0 && len(state.Shards) > 0 {
@@ -220,6 +222,7 @@ func (m *manager) load() bool {
 		}
 	}
 	m.machine.Loaded(time.Now(), next, revision)
+	m.loaded = data
 	return true
 }
 
@@ -233,6 +236,7 @@ func (m *manager) write(ctx context.Context, decision shards.Decision) bool {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.machine.Written(time.Now(), *decision.State, revision)
+			m.loaded = data
 			m.problem(nil)
 			return true
 		}

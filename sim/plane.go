@@ -32,18 +32,19 @@ type plane struct {
 	deferred []func() // what waits for the end of the pause
 	woken    bool     // this was to be done before the pause
 
-	manager *shards.Manager
-	store   *store
-	disk    record
-	writing bool
-	asked   map[string]time.Duration // probes under way, until when each is waited for
-	streams []*report                // of the agents, by their number
-	targets map[string][]shards.Target
-	pushed  map[string]route            // by shard
-	told    map[string]shards.Following // by pool: what agents are told of rings
-	moving  map[string]shards.Move      // by pool
-	waits   map[uint64]shards.Command
-	acts    bool // led at the last step
+	manager  *shards.Manager
+	store    *store
+	disk     record
+	writing  bool
+	asked    map[string]time.Duration // probes under way, until when each is waited for
+	streams  []*report                // of the agents, by their number
+	targets  map[string][]shards.Target
+	pushed   map[string]route            // by shard
+	told     map[string]shards.Following // by pool: what agents are told of rings
+	moving   map[string]shards.Move      // by pool
+	loadedBy string                      // who wrote the state that the manager has
+	waits    map[uint64]shards.Command
+	acts     bool // led at the last step
 
 	// What truly happened, for the judge.
 	facts facts
@@ -78,7 +79,7 @@ func (c *plane) start() {
 	c.run++
 	c.store = &store{c: c, lease: shards.NewLease(shards.DefaultTerms), known: c.disk, watched: c.clock()}
 	c.asked, c.targets, c.waits, c.pushed = map[string]time.Duration{}, map[string][]shards.Target{}, map[uint64]shards.Command{}, map[string]route{}
-	c.told, c.moving = nil, map[string]shards.Move{}
+	c.told, c.moving, c.loadedBy = nil, map[string]shards.Move{}, ""
 	c.facts = newFacts()
 	c.manager = shards.New(shards.Config{Region: "here", Name: c.name, DownAfter: c.w.settings.downAfter, MaxLoss: 0.5, OpTimeout: opTimeout,
 		Wall: func(t time.Time) time.Time { return t.Add(c.wall).UTC() }})
@@ -214,11 +215,12 @@ func (c *plane) tick() {
 func (c *plane) load() {
 	state, known := c.manager.State()
 	r := c.store.known
-	if r.revision == known && (r.revision > 0 || c.manager.Ready()) || r.revision == 0 && len(state.Shards) > 0 {
+	if r.revision == known && r.by == c.loadedBy && (r.revision > 0 || c.manager.Ready()) || r.revision == 0 && len(state.Shards) > 0 {
 		return
 	}
 	c.facts.loaded(c, r.state)
 	c.manager.Loaded(c.reading(), clone(r.state), r.revision)
+	c.loadedBy = r.by
 	c.push()
 }
 
@@ -278,6 +280,7 @@ func (c *plane) decide() {
 				c.writing = false
 				c.facts.loaded(c, *d.State)
 				c.manager.Written(c.reading(), *d.State, revision)
+				c.loadedBy = c.store.known.by
 				c.push()
 				c.decide()
 			})
