@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"time"
@@ -186,15 +187,15 @@ func emptyShards(ctx context.Context, running *programs, dir string, count int) 
 	return shards, nil
 }
 
-// applications are two clients of each address: one that tries again, as go-redis does by itself, and one that does not.
-func applications(addresses ...string) (careful, plain []*redis.Client) {
-	for _, address := range addresses {
-		options := redis.Options{Addr: address, Protocol: 2, DisableIdentity: true, PoolSize: 200, DialTimeout: patient, ReadTimeout: patient, WriteTimeout: patient, PoolTimeout: patient}
-		again, once := options, options
-		once.MaxRetries = -1
-		careful, plain = append(careful, redis.NewClient(&again)), append(plain, redis.NewClient(&once))
-	}
-	return careful, plain
+// dialer opens connections for a client; nil is its own.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// applications are two clients of an address: one that tries again, as go-redis does by itself, and one that does not.
+func applications(address string, dial dialer) (careful, plain []*redis.Client) {
+	options := redis.Options{Addr: address, Dialer: dial, Protocol: 2, DisableIdentity: true, PoolSize: 200, DialTimeout: patient, ReadTimeout: patient, WriteTimeout: patient, PoolTimeout: patient}
+	again, once := options, options
+	once.MaxRetries = -1
+	return []*redis.Client{redis.NewClient(&again)}, []*redis.Client{redis.NewClient(&once)}
 }
 
 var errDirection = errors.New("a shard is added or removed")

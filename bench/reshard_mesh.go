@@ -58,7 +58,10 @@ func startReshardMesh(ctx context.Context, running *programs, dir string, shards
 		m.cpu = after - before
 		return m, err
 	}}
-	r.careful, r.plain = applications(addresses...)
+	for _, address := range addresses {
+		careful, plain := applications(address, nil)
+		r.careful, r.plain = append(r.careful, careful...), append(r.plain, plain...)
+	}
 	return r, nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -41,7 +42,7 @@ func startReshardEnvoy(ctx context.Context, running *programs, dir string, shard
 	if _, err := startInSession(ctx, running, dir, process.Spec{
 		Name: "plain Envoy", Path: path, Log: filepath.Join(dir, "envoy.log"),
 		Args:  []string{"--config-path", config, "--disable-hot-restart", "--log-level", "warning"},
-		Ready: func(ctx context.Context, _ int) error { return servesEmpty(ctx, address) },
+		Ready: func(ctx context.Context, _ int) error { return servesEmpty(ctx, address, nil) },
 	}); err != nil {
 		return nil, err
 	}
@@ -64,7 +65,7 @@ func startReshardEnvoy(ctx context.Context, running *programs, dir string, shard
 			return nil
 		})
 	}}
-	r.careful, r.plain = applications(address)
+	r.careful, r.plain = applications(address, nil)
 	return r, nil
 }
 
@@ -141,7 +142,7 @@ func startReshardTwemproxy(ctx context.Context, running *programs, dir string, s
 			Name: "twemproxy", Path: path, Log: filepath.Join(dir, "twemproxy.log"),
 			Args: []string{"--conf-file", config, "--output", filepath.Join(dir, "nutcracker.log"), "--pid-file", filepath.Join(dir, "nutcracker.pid"),
 				"--stats-addr", "127.0.0.1", "--stats-port", fmt.Sprint(ports[1])},
-			Ready: func(ctx context.Context, _ int) error { return servesEmpty(ctx, address) },
+			Ready: func(ctx context.Context, _ int) error { return servesEmpty(ctx, address, withoutHello) },
 		})
 		return err
 	}
@@ -156,13 +157,43 @@ func startReshardTwemproxy(ctx context.Context, running *programs, dir string, s
 		proxy.Stop(5 * time.Second)
 		return moved{}, start(ctx, shards[:n])
 	}}
-	r.careful, r.plain = applications(address)
+	r.careful, r.plain = applications(address, withoutHello)
 	return r, nil
 }
 
+// withoutHello dials for a client that begins with HELLO, as go-redis always does, and a server that closes the connection at that, as twemproxy
+// does: HELLO is answered here, as by a Redis that does not know it.
+func withoutHello(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	return &helloless{Conn: conn}, err
+}
+
+type helloless struct {
+	net.Conn
+	reply []byte
+}
+
+func (c *helloless) Write(b []byte) (int, error) {
+	if bytes.Contains(b[:min(len(b), 20)], []byte("\r\nhello\r\n")) {
+		c.reply = []byte("-ERR unknown command 'hello'\r\n")
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *helloless) Read(b []byte) (int, error) {
+	if len(c.reply) > 0 {
+		n := copy(b, c.reply)
+		c.reply = c.reply[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
 // servesEmpty is nil when keys enough to meet every shard are answered.
-func servesEmpty(ctx context.Context, address string) error {
-	client := redis.NewClient(&redis.Options{Addr: address, Protocol: 2, MaxRetries: -1, DisableIdentity: true})
+func servesEmpty(ctx context.Context, address string, dial dialer) error {
+	client := redis.NewClient(&redis.Options{Addr: address, Dialer: dial, Protocol: 2, MaxRetries: -1, DisableIdentity: true})
 	defer client.Close()
 	for i := range 100 {
 		if err := client.Exists(ctx, key(i)).Err(); err != nil {

@@ -45,9 +45,13 @@ var mutants = []mutant{
 	one("a change begun anew keeps the epoch", "decide.go", "c.Epoch = max(c.Epoch, s.Change.Epoch+1)", "c.Epoch = max(c.Epoch, s.Change.Epoch)"),
 	one("the epoch of an abandoned switch is used again", "change.go", "s.Change, s.Epoch = nil, c.Epoch+1", "s.Change = nil"),
 	one("a node's newer epoch is ignored", "decide.go", "d.alive(d.now, address) && n.Epoch > s.Epoch {", "d.alive(d.now, address) && n == nil {"),
-	one("epochs that other nodes remember are used again", "decide.go", "c.Epoch = max(c.Epoch, n.Epoch+1)", "c.Epoch = max(c.Epoch, 1)"),
+	{"epochs that other nodes remember are used again", []edit{
+		{"decide.go", "c.Epoch = max(c.Epoch, n.Epoch+1)", "c.Epoch = max(c.Epoch, 1)"},
+		{"change.go", ", address != c.To && n.Role == mesh.Primary && d.alive(d.now, address):", ":"},
+	}},
+	one("another primary's epoch is given again", "change.go", ", address != c.To && n.Role == mesh.Primary && d.alive(d.now, address):", ":"),
 	one("a state made anew begins with an empty node", "decide.go", "return a.Offset > b.Offset", "return a.Offset < b.Offset"),
-	one("a replica may be promoted with the epoch that it has", "change.go", " || n.Epoch == c.Epoch && n.Role == mesh.Replica", ""),
+	one("a replica may be promoted with the epoch that it has", "change.go", "(n.Epoch > c.Epoch || n.Role == mesh.Replica)", "n.Epoch > c.Epoch"),
 	one("epochs beyond belief are believed", "manager.go", "if n.Epoch > maxEpoch {", "if false {"),
 	one("the epoch is not mirrored", "decide.go", "if primary.Epoch < s.Epoch {", "if false {"),
 
