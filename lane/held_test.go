@@ -43,15 +43,6 @@ func wantHeld(t *testing.T, c *redis.Client, key string, is bool) {
 	}
 }
 
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("in 20 s: ", what)
-		}
-	}
-}
-
 func TestRefillsOfAHoldOff(t *testing.T) {
 	_, node := startRedis(t, process.Redis{})
 	// What one lane removes, another fills: of another sidecar, and of this one later.
@@ -153,12 +144,12 @@ func TestTheEndOfAHoldOffIsJournaledOnce(t *testing.T) {
 		t.Fatalf("this host took %s for what should be done within the hold-off", took)
 	}
 	for _, k := range []string{"h:refilled", "h:link", "h:unnoted"} {
-		until(t, k+" outlives its hold-off", func() bool { return node.Exists(context.Background(), k).Val() == 0 })
+		wait(t, k+" ends with its hold-off", func() bool { return node.Exists(context.Background(), k).Val() == 0 })
 		if took := time.Since(began); took < holdOff {
 			t.Errorf("%s is gone after %s, and its hold-off is %s", k, took, holdOff)
 		}
 	}
-	until(t, "marks are left", func() bool { return node.ZCard(context.Background(), "cachemesh:held").Val() == 0 })
+	wait(t, "no mark is left", func() bool { return node.ZCard(context.Background(), "cachemesh:held").Val() == 0 })
 	keys := journaled(t, node, 1)
 	slices.Sort(keys)
 	equal(t, "journal", keys, []string{"h:absent", "h:refilled", "h:refilled", "h:unnoted", "h:unnoted"})
@@ -197,7 +188,7 @@ func TestHoldOffsOutliveLanesAndPrimaries(t *testing.T) {
 	c = f.connect(t)
 	c.want("OK", "SET", "l:1", "stale")
 	wantHeld(t, replica, "l:1", true)
-	until(t, "nobody ends what a dead lane began", func() bool { return f.Stats().Again == 1 })
+	wait(t, "a lane ends what a dead one began", func() bool { return f.Stats().Again == 1 })
 	equal(t, "journal", journaled(t, replica, 2), []string{"h:1"})
 }
 
@@ -236,7 +227,7 @@ func TestAPrimaryThatBeginsHolds(t *testing.T) {
 		wantHeld(t, empty, k, k[:2] == "l:")
 	}
 	c.want("OK", "SET", "h:1", "stale")
-	until(t, "it is there still", func() bool { return empty.Exists(context.Background(), "h:1").Val() == 0 })
+	wait(t, "what was filled is removed", func() bool { return empty.Exists(context.Background(), "h:1").Val() == 0 })
 	// The process goes on in another epoch.
 	view.Epoch = 3
 	f.Update(view)

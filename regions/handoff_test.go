@@ -92,11 +92,7 @@ func TestKeysThatMoveAreRemovedAtBothOwners(t *testing.T) {
 	if has(0) || has(1) {
 		t.Error("a shard has the key still")
 	}
-	for deadline := time.Now().Add(20 * time.Second); !r.applier.Settled(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it is never settled")
-		}
-	}
+	r.until("settled applier", r.applier.Settled)
 
 	step(mesh.Undoing, 1)
 	set()

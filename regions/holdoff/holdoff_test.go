@@ -111,8 +111,8 @@ func (s shard) note(n Note) int64 {
 	return s.raw(n.Append(nil)).(int64)
 }
 
-// misses are the lookups of the cache, as its hit rate counts them.
-func (s shard) misses() int {
+// lookups are those of the cache, as its hit rate counts them.
+func (s shard) lookups() int {
 	s.Helper()
 	var hits, misses int
 	for line := range strings.Lines(s.Info(context.Background(), "stats").Val()) {
@@ -289,22 +289,22 @@ func TestMarksAndLooksWithoutAScript(t *testing.T) {
 	s := startShard(t)
 	look := func(want ...bool) {
 		t.Helper()
-		before := s.misses()
+		before := s.lookups()
 		var got []bool
 		for _, command := range looks(AppendLook(nil, keys("a", "b"))) {
 			got = append(got, s.raw(command) != nil)
 		}
-		if n := s.misses() - before; n != 0 {
-			t.Errorf("%d misses of the cache are none", n)
+		if n := s.lookups() - before; n != 0 {
+			t.Errorf("looks count as %d lookups of the cache", n)
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("held, of prefixes, a and b: %t, want %t", got, want)
 		}
 	}
 	look(false, false, false)
-	before := s.misses()
-	if s.raw(AppendDue(nil)); s.misses() != before {
-		t.Error("to look whether anything is over counts as a miss")
+	before := s.lookups()
+	if s.raw(AppendDue(nil)); s.lookups() != before {
+		t.Error("to look whether anything is over counts as a lookup")
 	}
 	if n := s.raw(AppendMarks(nil, append(marks(long, "a"), marks(time.Second, "c")...), time.Now())); n != int64(2) {
 		t.Errorf("%v marks are new, want 2", n)
@@ -394,7 +394,6 @@ func TestPrefixes(t *testing.T) {
 	s.within("anything", long)
 }
 
-// Beyond the bound every key is held: nothing is forgotten for want of room.
 func TestAPrimaryHoldsWhenItBegins(t *testing.T) {
 	s := startShard(t)
 	begin := AppendBegin(nil, OfAll([]mesh.Route{
@@ -424,6 +423,7 @@ func TestAPrimaryHoldsWhenItBegins(t *testing.T) {
 	s.within("a:1", long)
 }
 
+// Beyond the bound every key is held: nothing is forgotten for want of room.
 func TestTooManyMarks(t *testing.T) {
 	s := startShard(t)
 	var n Note

@@ -31,11 +31,11 @@ func TestLoadKeepsOffWhatIsHeld(t *testing.T) {
 	}
 	s.do("DEL", "a", "held", "prefix:1", "hash")
 	s.note(Note{Removed: marks(time.Minute, "held"), Prefixes: marks(time.Minute, "prefix:")})
-	before := s.misses()
+	before := s.lookups()
 	if got := load("there", "a", "held", "prefix:1"); got != "tlhhle" {
 		t.Errorf("while something is held: %v", got)
 	}
-	if after := s.misses(); after > before+1 { // prefixes are read once for all
+	if after := s.lookups(); after > before+1 { // prefixes are read once for all
 		t.Errorf("looking at what is held is %d hits or misses", after-before)
 	}
 	if got := load(strings.Repeat("x", maxKey+1)); got != "hte" {
