@@ -49,8 +49,9 @@ type running struct {
 // told is a move with the rings as they are now.
 type told struct {
 	shards.Move
-	spec  handoff.Spec
-	login uint64 // of the pool's lanes
+	spec    handoff.Spec
+	members []mesh.Shard // of the pool
+	login   uint64       // of its lanes
 }
 
 func newMovers(log *slog.Logger) *movers {
@@ -142,19 +143,13 @@ func (m *movers) run(ctx context.Context, r *running) {
 	var working sync.WaitGroup
 	defer working.Wait()
 	working.Go(func() { mover.Run(ctx) })
-	now := first
-	for m.do(ctx, r, mover, now) {
-		select {
-		case now = <-r.moves:
-		case <-ctx.Done():
-			return
-		}
-		mover.Update(bothRings(now.spec))
+	for now, more := first, true; more; now, more = m.do(ctx, r, mover, now) {
+		mover.Update(now.members)
 	}
 }
 
-// do works on a move until there is another, or ctx ends: then it says so.
-func (m *movers) do(ctx context.Context, r *running, mover *handoff.Mover, now told) (more bool) {
+// do works on a move until there is another, which it returns, or ctx ends.
+func (m *movers) do(ctx context.Context, r *running, mover *handoff.Mover, now told) (next told, more bool) {
 	ticker := time.NewTicker(lookAtMover)
 	defer ticker.Stop()
 	ready, done, problem := false, false, ""
@@ -183,10 +178,9 @@ func (m *movers) do(ctx context.Context, r *running, mover *handoff.Mover, now t
 		}
 		select {
 		case <-ctx.Done():
-			return false
-		case next := <-r.moves:
-			r.moves <- next // nobody else takes it
-			return true
+			return next, false
+		case next = <-r.moves:
+			return next, true
 		case <-ticker.C:
 		}
 	}
@@ -222,7 +216,7 @@ func (m *movers) fenceLate(ctx context.Context, now told) error {
 	if now.login == 0 || now.Step == mesh.Copying || now.Step == mesh.Preparing {
 		return nil
 	}
-	for _, s := range bothRings(now.spec) {
+	for _, s := range now.members {
 		if primary, ok := s.Primary(); ok {
 			if err := m.fence(ctx, primary.Address, now.login); err != nil {
 				return fmt.Errorf("shard %s: %w", s.Name, err)
@@ -230,17 +224,6 @@ func (m *movers) fenceLate(ctx context.Context, now told) error {
 		}
 	}
 	return nil
-}
-
-// bothRings are the shards of both rings, each once.
-func bothRings(s handoff.Spec) []mesh.Shard {
-	all := append([]mesh.Shard{}, s.From...)
-	for _, shard := range s.To {
-		if !inMesh(all, shard.Name) {
-			all = append(all, shard)
-		}
-	}
-	return all
 }
 
 // spec is what a move is about now.
@@ -261,7 +244,7 @@ func (m *manager) spec(move shards.Move) (now told, ok bool) {
 		} else if move.Handoff != 0 {
 			return now, false
 		}
-		return told{move, s, p.Login}, true
+		return told{move, s, p.Members(), p.Login}, true
 	}
 	return now, false
 }
