@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/node"
 )
 
 // handoffFault is something that fails while a handoff is under way.
@@ -33,11 +36,7 @@ func faultNames() (names []string) {
 
 func (p handoffsPlan) validate() error {
 	for _, f := range p.faults {
-		known := false
-		for _, name := range faultNames() {
-			known = known || f == name
-		}
-		if !known {
+		if !slices.Contains(faultNames(), f) {
 			return fmt.Errorf("--fault %s: want some of %s", f, strings.Join(faultNames(), ", "))
 		}
 	}
@@ -145,14 +144,9 @@ func cutTracking(ctx context.Context, set replicaSet) error {
 		if err != nil {
 			return err
 		}
-		for line := range strings.Lines(list) {
-			fields := map[string]string{}
-			for field := range strings.FieldsSeq(line) {
-				name, value, _ := strings.Cut(field, "=")
-				fields[name] = value
-			}
-			if strings.Contains(fields["flags"], "t") {
-				if err := n.direct.ClientKillByFilter(ctx, "ID", fields["id"]).Err(); err != nil && !errors.Is(err, redis.Nil) {
+		for client := range node.Clients(list) {
+			if strings.Contains(client["flags"], "t") {
+				if err := n.direct.ClientKillByFilter(ctx, "ID", client["id"]).Err(); err != nil && !errors.Is(err, redis.Nil) {
 					return err
 				}
 			}

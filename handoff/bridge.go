@@ -123,8 +123,7 @@ func (s *session) mirror(ctx context.Context, from, to int, keys [][]byte) (done
 	if _, err := ask(ctx, s.links[to], appendKeys(nil, "WATCH", keys)); err != nil {
 		return false, err
 	}
-	c := copier{session: s, donor: from, lfu: isLFU(s.links[from].info)}
-	w := worker{copier: &c}
+	w := worker{copier: &copier{session: s, donor: from}}
 	entries, err := w.look(ctx, keys)
 	if err != nil {
 		return false, err
@@ -140,7 +139,7 @@ func (s *session) mirror(ctx context.Context, from, to int, keys [][]byte) (done
 	}
 	out := resp.AppendCommand(nil, "MULTI")
 	for i := range entries {
-		out = entries[i].appendRestore(out, w.lfu)
+		out = entries[i].appendRestore(out, s.links[from].lfu)
 	}
 	replies, err := s.links[to].do(ctx, resp.AppendCommand(out, "EXEC"), 2+len(entries))
 	if err != nil {

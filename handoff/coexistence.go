@@ -115,14 +115,18 @@ type Removal struct {
 // Unlink removes keys, which were written at a shard, at the other shards that own them, and returns when they are gone or are kept. A key
 // of one owner is passed over. It keeps none of the caller's memory.
 func (c *Coexistence) Unlink(p *Pair, here string, removals []Removal) {
+	if p == nil {
+		return
+	}
 	others := c.of(p)
 	parts := map[*other][]Removal{}
 	for _, r := range removals {
-		if !p.Moves(r.Key) {
+		m, moves := p.arcs.moves(r.Key)
+		if !moves {
 			continue
 		}
-		from, to := p.Owners(r.Key)
-		for _, owner := range []string{from, to} {
+		for _, i := range []int{m.from, m.to} {
+			owner := p.arcs.names[i]
 			if o := others[owner]; o != nil && owner != here {
 				parts[o] = append(parts[o], r)
 			}

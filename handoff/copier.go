@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/resp"
 )
 
@@ -40,11 +39,12 @@ const (
 type copier struct {
 	*session
 	donor   int
-	lfu     bool
 	hottest int // age up to which keys are copied first
 	seed    maphash.Seed
 	workers [workers]worker
 }
+
+func (c *copier) from() *link { return c.links[c.donor] }
 
 // ages are how cold keys are: seconds since their last use, or how seldom they are used.
 const (
@@ -61,7 +61,6 @@ type work struct {
 // run copies all that moves from the donor, the hottest first, and then what changes, until stop is closed and little is left.
 func (c *copier) run(ctx context.Context, stop <-chan struct{}) error {
 	c.seed = maphash.MakeSeed()
-	c.lfu = isLFU(c.links[c.donor].info)
 	for i := range c.workers {
 		c.workers[i] = worker{copier: c, tried: map[string]int{}}
 	}
@@ -75,17 +74,12 @@ func (c *copier) run(ctx context.Context, stop <-chan struct{}) error {
 	return c.rounds(ctx, stop)
 }
 
-func isLFU(info string) bool {
-	policy := node.Field(info, "maxmemory_policy")
-	return policy == "allkeys-lfu" || policy == "volatile-lfu"
-}
-
 // hotFrom is of how many keys on the hottest quarter is copied first.
 const hotFrom = 20_000
 
 // sample returns how old a key may be that is among the hottest quarter.
 func (c *copier) sample(ctx context.Context) (age int, err error) {
-	s, err := sampleDonor(ctx, c.arcs, c.donor, c.links[c.donor], c.lfu)
+	s, err := sampleDonor(ctx, c.arcs, c.donor, c.from())
 	if err != nil {
 		return 0, err
 	}
@@ -144,7 +138,7 @@ func (c *copier) spread(ctx context.Context, feed func(give func(work) error) er
 // pass copies once what moves.
 func (c *copier) pass(ctx context.Context) error {
 	err := c.spread(ctx, func(give func(work) error) error {
-		return scan(ctx, c.links[c.donor], func(keys [][]byte) error {
+		return scan(ctx, c.from(), func(keys [][]byte) error {
 			return give(work{keys: slices.DeleteFunc(keys, func(k []byte) bool {
 				m, moves := c.arcs.moves(k)
 				return !moves || m.from != c.donor
@@ -250,7 +244,7 @@ func (w *worker) rest(ctx context.Context) error {
 	for part := range slices.Chunk(w.later, batchKeys) {
 		part = slices.DeleteFunc(part, func(e entry) bool { return changed.has(e.key) })
 		for i := range part {
-			if !w.lfu {
+			if !w.from().lfu {
 				part[i].age += int(time.Since(part[i].looked).Seconds())
 			}
 		}
@@ -298,12 +292,12 @@ func (w *worker) put(ctx context.Context, entries []entry, again bool) error {
 
 // look finds out how large and how old keys are.
 func (w *worker) look(ctx context.Context, keys [][]byte) ([]entry, error) {
-	out := w.out[:0]
+	out, lfu := w.out[:0], w.from().lfu
 	for _, k := range keys {
-		out = appendLook(out, k, w.lfu)
+		out = appendLook(out, k, lfu)
 	}
 	w.out = out
-	replies, err := w.links[w.donor].do(ctx, out, 2*len(keys))
+	replies, err := w.from().do(ctx, out, 2*len(keys))
 	if err != nil {
 		return nil, err
 	}
@@ -315,7 +309,7 @@ func (w *worker) look(ctx context.Context, keys [][]byte) ([]entry, error) {
 			continue
 		}
 		size, there := replies[2*i].(int64)
-		e := entry{key: k, to: m.to, size: size, gone: !there, age: age(replies[2*i+1], w.lfu), looked: now}
+		e := entry{key: k, to: m.to, size: size, gone: !there, age: age(replies[2*i+1], lfu), looked: now}
 		entries = append(entries, e)
 	}
 	return entries, nil
@@ -362,7 +356,7 @@ func (w *worker) fetch(ctx context.Context, entries []entry) error {
 	}
 	w.out = out
 	asked := time.Now()
-	replies, err := w.links[w.donor].do(ctx, out, 2*len(entries))
+	replies, err := w.from().do(ctx, out, 2*len(entries))
 	if err != nil {
 		return err
 	}
@@ -389,7 +383,7 @@ func (w *worker) restore(ctx context.Context, entries []entry) error {
 	for to, part := range byRecipient {
 		out, bytes := w.out[:0], int64(0)
 		for i := range part {
-			out = part[i].appendRestore(out, w.lfu)
+			out = part[i].appendRestore(out, w.from().lfu)
 			bytes += int64(len(part[i].payload))
 		}
 		w.out = out

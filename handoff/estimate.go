@@ -25,7 +25,7 @@ type sampled struct {
 }
 
 // sampleDonor looks at some of a donor's keys: those with which a scan begins, whose order has nothing to do with their use.
-func sampleDonor(ctx context.Context, a *arcs, donor int, l *link, lfu bool) (sampled, error) {
+func sampleDonor(ctx context.Context, a *arcs, donor int, l *link) (sampled, error) {
 	reply, err := ask(ctx, l, resp.AppendCommand(nil, "DBSIZE"))
 	if err != nil {
 		return sampled{}, err
@@ -57,7 +57,7 @@ func sampleDonor(ctx context.Context, a *arcs, donor int, l *link, lfu bool) (sa
 	for part := range slices.Chunk(keys, batchKeys) {
 		var out []byte
 		for _, k := range part {
-			out = appendLook(out, k, lfu)
+			out = appendLook(out, k, l.lfu)
 		}
 		replies, err := l.do(ctx, out, 2*len(part))
 		if err != nil {
@@ -69,7 +69,7 @@ func sampleDonor(ctx context.Context, a *arcs, donor int, l *link, lfu bool) (sa
 			if n > maxWhole {
 				large++
 			}
-			s.ages = append(s.ages, age(replies[2*i+1], lfu))
+			s.ages = append(s.ages, age(replies[2*i+1], l.lfu))
 		}
 	}
 	s.keys, s.bytes, s.cold = int64(times*float64(len(keys))), int64(times*float64(bytes)), int64(times*float64(large))
@@ -100,7 +100,7 @@ func Estimate(ctx context.Context, s Spec) (Plan, error) {
 			if writes[i], err = l.writesPerSecond(ctx); err != nil {
 				return err
 			}
-			all[i], err = sampleDonor(ctx, m.arcs, donor, l, isLFU(l.info))
+			all[i], err = sampleDonor(ctx, m.arcs, donor, l)
 			return err
 		})
 	}

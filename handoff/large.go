@@ -29,7 +29,7 @@ var errCold = errors.New("a value of more than 4 MiB is not copied")
 // a change meanwhile makes it a change to be copied again.
 func (w *worker) large(ctx context.Context, e entry) error {
 	w.dirty[w.donor].drop(e.key)
-	from, to := w.links[w.donor], w.links[e.to]
+	from, to := w.from(), w.links[e.to]
 	if _, err := to.unlink(ctx, [][]byte{e.key}); err != nil {
 		return err
 	}
@@ -47,18 +47,6 @@ func (w *worker) large(ctx context.Context, e entry) error {
 		return w.cold(ctx, e.to, [][]byte{e.key})
 	}
 	return err
-}
-
-// ask sends one command and returns its reply, or Redis's error.
-func ask(ctx context.Context, l *link, command []byte) (any, error) {
-	replies, err := l.do(ctx, command, 1)
-	if err != nil {
-		return nil, err
-	}
-	if f, failed := replies[0].(resp.Failure); failed {
-		return nil, f
-	}
-	return replies[0], nil
 }
 
 // collection is how a type is read and written in chunks.
@@ -186,17 +174,10 @@ func (w *worker) scanChunks(ctx context.Context, from, to *link, e entry, how co
 	if err != nil {
 		return err
 	}
-	for cursor, first := "0", true; first || cursor != "0"; first = false {
-		v, err := ask(ctx, from, resp.AppendCommand(nil, how.scan, string(e.key), cursor, "COUNT", strconv.Itoa(n)))
-		if err != nil {
-			return err
-		}
-		reply, _ := v.([]any)
-		if len(reply) != 2 {
-			return fmt.Errorf("shard %s: %s answers with %d values", from.shard, how.scan, len(reply))
-		}
-		cursor = text(reply[0])
-		part, _ := reply[1].([]any)
+	first := true
+	return scanned(ctx, from, func(cursor string) []byte {
+		return resp.AppendCommand(nil, how.scan, string(e.key), cursor, "COUNT", strconv.Itoa(n))
+	}, func(part []any) error {
 		if how.pairs && len(part)%2 != 0 {
 			return fmt.Errorf("shard %s: %s answers with half a pair", from.shard, how.scan)
 		}
@@ -209,11 +190,10 @@ func (w *worker) scanChunks(ctx context.Context, from, to *link, e entry, how co
 		if err != nil {
 			return err
 		}
-		if err := w.took(ctx, size, !first); err != nil {
-			return err
-		}
-	}
-	return nil
+		more := !first
+		first = false
+		return w.took(ctx, size, more)
+	})
 }
 
 // write writes elements, and returns how large they are.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -28,7 +27,7 @@ type link struct {
 	shard   string
 	address string
 	conn    net.Conn
-	info    string // what the node said of its memory at first
+	lfu     bool // the node knows how often its keys are used, and not when they last were
 	// expiresFields says that fields of its hashes may have a time to live of their own.
 	expiresFields bool
 
@@ -139,7 +138,8 @@ func (l *link) greet(ctx context.Context, access *mesh.RedisAccess, name string,
 	if role, _ := replies[3].([]any); len(role) == 0 || text(role[0]) != "master" {
 		return errors.New("it is no primary")
 	}
-	l.info, l.expiresFields = text(replies[4]), expiresFields(text(replies[5]))
+	policy := node.Field(text(replies[4]), "maxmemory_policy")
+	l.lfu, l.expiresFields = policy == "allkeys-lfu" || policy == "volatile-lfu", expiresFields(text(replies[5]))
 	return nil
 }
 
@@ -153,14 +153,9 @@ func (l *link) alone(ctx context.Context) error {
 		return err
 	}
 	own := fmt.Sprint(replies[0])
-	for line := range strings.Lines(text(replies[1])) {
-		fields := map[string]string{}
-		for field := range strings.FieldsSeq(line) {
-			name, value, _ := strings.Cut(field, "=")
-			fields[name] = value
-		}
-		if fields["name"] == linkName && fields["id"] != own {
-			if _, err := l.do(ctx, resp.AppendCommand(nil, "CLIENT", "KILL", "ID", fields["id"]), 1); err != nil {
+	for client := range node.Clients(text(replies[1])) {
+		if client["name"] == linkName && client["id"] != own {
+			if _, err := l.do(ctx, resp.AppendCommand(nil, "CLIENT", "KILL", "ID", client["id"]), 1); err != nil {
 				return err
 			}
 		}
@@ -242,6 +237,7 @@ func (l *link) send(ctx context.Context, commands []byte, c *call) error {
 // read takes replies and what the node says unasked, until the link is lost.
 func (l *link) read() {
 	r := bufio.NewReaderSize(l.conn, 64<<10)
+	var c *call // that is being answered
 	for {
 		v, err := resp.ReadValue(r, largestReply)
 		if err != nil {
@@ -252,24 +248,17 @@ func (l *link) read() {
 			l.told(p)
 			continue
 		}
-		select {
-		case c := <-l.waiting:
-			c.replies = append(c.replies, v)
-			for len(c.replies) < c.want {
-				if v, err = resp.ReadValue(r, largestReply); err != nil {
-					l.close(err)
-					return
-				}
-				if p, unasked := v.(resp.Push); unasked {
-					l.told(p)
-					continue
-				}
-				c.replies = append(c.replies, v)
+		if c == nil {
+			select {
+			case c = <-l.waiting:
+			default:
+				l.close(errors.New("it answers what it was not asked"))
+				return
 			}
+		}
+		if c.replies = append(c.replies, v); len(c.replies) == c.want {
 			close(c.done)
-		default:
-			l.close(errors.New("it answers what it was not asked"))
-			return
+			c = nil
 		}
 	}
 }
@@ -288,6 +277,38 @@ func (l *link) told(p resp.Push) {
 			l.changed(key)
 		}
 	}
+}
+
+// ask sends one command and returns its reply, or Redis's error.
+func ask(ctx context.Context, l *link, command []byte) (any, error) {
+	replies, err := l.do(ctx, command, 1)
+	if err != nil {
+		return nil, err
+	}
+	if f, failed := replies[0].(resp.Failure); failed {
+		return nil, f
+	}
+	return replies[0], nil
+}
+
+// scanned goes through what one of Redis's scans finds. command asks for what is at a cursor.
+func scanned(ctx context.Context, l *link, command func(cursor string) []byte, each func(found []any) error) error {
+	for cursor, first := "0", true; first || cursor != "0"; first = false {
+		v, err := ask(ctx, l, command(cursor))
+		if err != nil {
+			return err
+		}
+		reply, _ := v.([]any)
+		if len(reply) != 2 {
+			return fmt.Errorf("shard %s: a scan answers with %d values", l.shard, len(reply))
+		}
+		cursor = text(reply[0])
+		found, _ := reply[1].([]any)
+		if err := each(found); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ping drains the link: what changed before it was sent has been told when it returns.

@@ -2,7 +2,6 @@ package handoff
 
 import (
 	"context"
-	"fmt"
 
 	"golang.org/x/sync/errgroup"
 
@@ -36,17 +35,8 @@ func (s *session) carryFrom(ctx context.Context, donor int) error {
 			}
 		}
 	}
-	for cursor, first := "0", true; first || cursor != "0"; first = false {
-		reply, err := ask(ctx, from, holdoff.AppendScan(nil, cursor))
-		if err != nil {
-			return err
-		}
-		parts, _ := reply.([]any)
-		if len(parts) != 2 {
-			return fmt.Errorf("shard %s: ZSCAN answers with %d values", from.shard, len(parts))
-		}
-		cursor = text(parts[0])
-		members, _ := parts[1].([]any)
+	scan := func(cursor string) []byte { return holdoff.AppendScan(nil, cursor) }
+	return scanned(ctx, from, scan, func(members []any) error {
 		byRecipient := map[int][]holdoff.Carried{}
 		for _, mark := range pairs(members) {
 			if m, moves := s.arcs.moves(mark.Key); moves && m.from == donor {
@@ -58,8 +48,8 @@ func (s *session) carryFrom(ctx context.Context, donor int) error {
 				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // pairs are members of a sorted set with their scores. RESP3 may nest them.

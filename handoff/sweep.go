@@ -2,7 +2,6 @@ package handoff
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -20,28 +19,17 @@ const unlinkAtOnce = 256
 
 // scan goes through a node's keys once.
 func scan(ctx context.Context, l *link, each func(keys [][]byte) error) error {
-	for cursor, first := "0", true; first || cursor != "0"; first = false {
-		v, err := ask(ctx, l, resp.AppendCommand(nil, "SCAN", cursor, "COUNT", strconv.Itoa(scanAtOnce)))
-		if err != nil {
-			return err
-		}
-		reply, _ := v.([]any)
-		if len(reply) != 2 {
-			return fmt.Errorf("shard %s: SCAN answers with %d values", l.shard, len(reply))
-		}
-		cursor = text(reply[0])
-		found, _ := reply[1].([]any)
+	return scanned(ctx, l, func(cursor string) []byte {
+		return resp.AppendCommand(nil, "SCAN", cursor, "COUNT", strconv.Itoa(scanAtOnce))
+	}, func(found []any) error {
 		keys := make([][]byte, 0, len(found))
 		for _, v := range found {
 			if k, is := v.([]byte); is {
 				keys = append(keys, k)
 			}
 		}
-		if err := each(keys); err != nil {
-			return err
-		}
-	}
-	return nil
+		return each(keys)
+	})
 }
 
 func unlinkAll(ctx context.Context, l *link, keys [][]byte) (removed int64, err error) {

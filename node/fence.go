@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 
@@ -54,24 +55,29 @@ func (c *Client) Fence(ctx context.Context, login uint64) error {
 
 // older are the ids of clients in CLIENT LIST that have a lesser login.
 func older(list string, login uint64) (ids []string) {
-	for line := range strings.Lines(list) {
-		id, late := "", false
-		for field := range strings.FieldsSeq(line) {
-			name, value, _ := strings.Cut(field, "=")
-			switch name {
-			case "id":
-				id = value
-			case "name":
-				number, named := strings.CutPrefix(value, loginName)
-				has, err := strconv.ParseUint(number, 10, 64)
-				late = named && (err != nil || has < login)
-			}
-		}
-		if late {
-			ids = append(ids, id)
+	for client := range Clients(list) {
+		number, named := strings.CutPrefix(client["name"], loginName)
+		if has, err := strconv.ParseUint(number, 10, 64); named && (err != nil || has < login) {
+			ids = append(ids, client["id"])
 		}
 	}
 	return ids
+}
+
+// Clients are those in what CLIENT LIST says, each with its fields.
+func Clients(list string) iter.Seq[map[string]string] {
+	return func(yield func(map[string]string) bool) {
+		for line := range strings.Lines(list) {
+			client := map[string]string{}
+			for field := range strings.FieldsSeq(line) {
+				name, value, _ := strings.Cut(field, "=")
+				client[name] = value
+			}
+			if !yield(client) {
+				return
+			}
+		}
+	}
 }
 
 // Fenced says whether a connection with a login may not write to a node, by what LoginKey has there.
