@@ -268,6 +268,9 @@ func TestDurabilityReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, replica := startRedis(t, process.Redis{ReplicaOf: n})
+	wait(t, "the replica follows", func() bool {
+		return strings.Contains(primary.Info(context.Background(), "replication").Val(), "state=online")
+	})
 	for i := range 20 {
 		k := fmt.Sprint("d:", i)
 		c.want("OK", "SET", k, "y")
