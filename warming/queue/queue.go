@@ -113,13 +113,17 @@ func (q *Queue) keys(suffixes ...string) []string {
 	return all
 }
 
-// run runs a script, whose reply is an array of strings.
+// run runs a script, whose reply is an array of strings. It fails with ErrGone if the script must have a queue and there is none.
 func (q *Queue) run(ctx context.Context, s *redis.Script, args ...any) ([]string, error) {
 	client, err := q.connect()
 	if err != nil {
 		return nil, err
 	}
-	return s.Run(ctx, client, q.keys(":chunks", ":sample", ":seen"), args...).StringSlice()
+	reply, err := s.Run(ctx, client, q.keys(":chunks", ":sample", ":seen"), args...).StringSlice()
+	if err != nil && redis.HasErrorPrefix(err, "GONE") {
+		return nil, ErrGone
+	}
+	return reply, err
 }
 
 // Create makes the queue, unless it is there: of the keys that were named, or else of all that the source or the region says.
@@ -127,7 +131,7 @@ func (q *Queue) Create(ctx context.Context, r *warming.Run, keys []string) error
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	args := []any{keep.Milliseconds(), string(warming.Running), strconv.Itoa(len(keys))}
+	args := []any{keep.Milliseconds(), string(warming.Running), strconv.Itoa(len(keys)), ChunkSize(r)}
 	if !r.Keys.Named {
 		args = append(args, "c", "")
 	}
@@ -138,13 +142,10 @@ func (q *Queue) Create(ctx context.Context, r *warming.Run, keys []string) error
 	return err
 }
 
-// Origin says whether a run's values are read from the application's database.
-func Origin(r *warming.Run) bool { return r.Source.Loader != nil || r.Source.SQL != nil }
-
 // Set pauses, resumes or cancels a run. What agents work on they finish, or put back.
 func (q *Queue) Set(ctx context.Context, s warming.State) error {
 	_, err := q.run(ctx, setScript, string(s))
-	return gone(err)
+	return err
 }
 
 // Remove removes all of the queue.
@@ -171,14 +172,9 @@ func (c *Chunk) Lists() bool { return c.Keys == nil }
 
 // Claim takes a chunk for an agent. Without one, it says how long to wait before it is asked again, or fails with ErrGone, ErrPaused or ErrOver.
 func (q *Queue) Claim(ctx context.Context, agent string, r *warming.Run) (*Chunk, time.Duration, error) {
-	b := r.Budget
-	origin := 0
-	if Origin(r) {
-		origin = b.OriginPerSecond
-	}
-	reply, err := q.run(ctx, claimScript, agent, dead.Milliseconds(), b.KeysPerSecond, b.BytesPerSecond, origin)
+	reply, err := q.run(ctx, claimScript, agent, dead.Milliseconds(), r.Budget.KeysPerSecond, r.Budget.BytesPerSecond, originPerSecond(r))
 	if err != nil {
-		return nil, 0, gone(err)
+		return nil, 0, err
 	}
 	if len(reply) == 2 && reply[0] == "wait" {
 		ms, err := strconv.ParseFloat(reply[1], 64)
@@ -210,11 +206,12 @@ func state(reply []string) error {
 	return fmt.Errorf("the run's queue answers %q", reply)
 }
 
-func gone(err error) error {
-	if err != nil && redis.HasErrorPrefix(err, "GONE") {
-		return ErrGone
+// originPerSecond is the run's budget of keys that are read from the application's database, 0 if none are.
+func originPerSecond(r *warming.Run) int {
+	if r.ReadsOrigin() {
+		return r.Budget.OriginPerSecond
 	}
-	return err
+	return 0
 }
 
 // Keep says that an agent still works on chunks. It returns those that it has lost to another.
@@ -256,14 +253,14 @@ func (q *Queue) Listed(ctx context.Context, c *Chunk, r *warming.Run, next []str
 	}
 	reply, err := q.run(ctx, listedScript, args...)
 	if err != nil || len(reply) == 0 {
-		return nil, false, gone(err)
+		return nil, false, err
 	}
 	return reply[1:], reply[0] == "1", nil
 }
 
 // ChunkSize is how many keys a chunk of the run names at most.
 func ChunkSize(r *warming.Run) int {
-	if Origin(r) {
+	if r.ReadsOrigin() {
 		return OriginKeys
 	}
 	return ChunkKeys
@@ -271,12 +268,7 @@ func ChunkSize(r *warming.Run) int {
 
 // Done says what became of a chunk's keys, and ends it. It says false if another agent has done so before: then nothing is counted.
 func (q *Queue) Done(ctx context.Context, c *Chunk, r *warming.Run, n warming.Counts, bytes uint64, samples []Sample) (bool, error) {
-	b := r.Budget
-	origin := 0
-	if Origin(r) {
-		origin = b.OriginPerSecond
-	}
-	args := []any{c.ID, c.charged, b.KeysPerSecond, b.BytesPerSecond, origin, bytes, keep.Milliseconds()}
+	args := []any{c.ID, c.charged, r.Budget.KeysPerSecond, r.Budget.BytesPerSecond, originPerSecond(r), bytes, keep.Milliseconds()}
 	for _, v := range counts(&n) {
 		args = append(args, *v)
 	}
@@ -304,7 +296,7 @@ var countFields = []string{"loaded", "there", "refused", "missing", "failed", "m
 // Tell notes a problem, for people; "" is none any more.
 func (q *Queue) Tell(ctx context.Context, problem string) error {
 	_, err := q.run(ctx, tellScript, problem[:min(len(problem), maxProblem)])
-	return gone(err)
+	return err
 }
 
 const maxProblem = 300
@@ -312,7 +304,7 @@ const maxProblem = 300
 // Fill ends a run before its end: the shards have no room.
 func (q *Queue) Fill(ctx context.Context) error {
 	_, err := q.run(ctx, fullScript)
-	return gone(err)
+	return err
 }
 
 // Progress is how far a run is.

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/place"
 )
@@ -18,18 +18,7 @@ import (
 // newQueue is a run's on a real Redis.
 func newQueue(t *testing.T, r *warming.Run) (*Queue, *redis.Client) {
 	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	p, err := node.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
+	node := redistest.Start(t, process.Redis{})
 	m, err := place.New(&mesh.Topology{Region: "here", Pools: []mesh.Pool{{Name: "tweets", Hashing: mesh.Hashing{Algorithm: mesh.Maglev, Size: 65537},
 		Routes: []mesh.Route{{Prefix: "tweet:"}}, Shards: []mesh.Shard{{Name: "tweets-0", Nodes: []mesh.Node{{Address: node.Address(), Role: mesh.Primary}}}}}}})
 	if err != nil {
@@ -37,9 +26,7 @@ func newQueue(t *testing.T, r *warming.Run) (*Queue, *redis.Client) {
 	}
 	q := New(r.Pool, r.ID, func() *place.Map { return m })
 	t.Cleanup(q.Close)
-	client := redis.NewClient(&redis.Options{Addr: node.Address()})
-	t.Cleanup(func() { client.Close() })
-	return q, client
+	return q, node.Client
 }
 
 func newRun() *warming.Run {
@@ -229,6 +216,12 @@ func TestStatesOfARun(t *testing.T) {
 	if _, err := q.Progress(t.Context()); !errors.Is(err, ErrGone) {
 		t.Errorf("progress of what was removed: %v", err)
 	}
+	if _, err := q.Done(t.Context(), &Chunk{ID: "1-1", charged: "0"}, r, warming.Counts{}, 0, nil); !errors.Is(err, ErrGone) {
+		t.Errorf("ending a chunk of what was removed: %v", err)
+	}
+	if _, err := q.Keep(t.Context(), "a", []string{"1-1"}); !errors.Is(err, ErrGone) {
+		t.Errorf("keeping a chunk of what was removed: %v", err)
+	}
 }
 
 func TestBudgetIsForAllAgents(t *testing.T) {
@@ -244,6 +237,21 @@ func TestBudgetIsForAllAgents(t *testing.T) {
 	}
 	if took := time.Since(began); took < 2*time.Second {
 		t.Errorf("6 chunks took %v, with a budget of 2 a second", took)
+	}
+
+	// Nor do agents exceed it that begin at the same time, before any chunk is done.
+	r.ID = "another"
+	q = New(r.Pool, r.ID, q.at)
+	t.Cleanup(q.Close)
+	if err := q.Create(t.Context(), r, named(3*ChunkKeys)); err != nil {
+		t.Fatal(err)
+	}
+	began = time.Now()
+	for i := range 3 {
+		claim(t, q, fmt.Sprint("agent-", i), r)
+	}
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("3 chunks were claimed within %v, with a budget of 2 a second", took)
 	}
 }
 

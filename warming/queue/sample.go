@@ -108,7 +108,7 @@ func (q *Queue) Looked(ctx context.Context, changed []Sample, sampled, read, evi
 		args = append(args, s.Key, s.seen())
 	}
 	_, err := q.run(ctx, lookedScript, args...)
-	return gone(err)
+	return err
 }
 
 // lookedScript takes the numbers of samples, of those that were read and that were evicted, and keys with what is known of them.

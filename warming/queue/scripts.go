@@ -29,17 +29,18 @@ local function mine(agent, id)
 end
 `
 
-// createScript takes how long the queue stays, its state, how many keys were named, and the kinds and contents of chunks.
+// createScript takes how long the queue stays, its state, how many keys were named, how many a chunk has at most, and the kinds and contents of
+// chunks. Until chunks are done, each is charged as a full one, so that many agents do not begin above the budget.
 var createScript = redis.NewScript(clock + `
 if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'named', ARGV[3], 'total', ARGV[3], 'listing', 0)
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'total', ARGV[3], 'listing', 0, 'usual', ARGV[4])
 redis.call('XGROUP', 'CREATE', KEYS[2], 'agents', '0', 'MKSTREAM')
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   redis.call('XADD', KEYS[2], '*', ARGV[i], ARGV[i + 1])
   if ARGV[i] == 'c' then redis.call('HINCRBY', KEYS[1], 'listing', 1) end
 end
-if #ARGV < 4 then redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now)) end
+if #ARGV < 5 then redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now)) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[1])
 return {}`)
@@ -56,7 +57,7 @@ return {}`)
 var claimScript = redis.NewScript(clock + must + `
 if state ~= 'running' then return {state} end
 local h = redis.call('HMGET', KEYS[1], 'paid:keys', 'paid:bytes', 'paid:origin', 'usual')
-local keys, bytes, origin, usual = tonumber(h[1] or 0), tonumber(h[2] or 0), tonumber(h[3] or 0), tonumber(h[4] or 100)
+local keys, bytes, origin, usual = tonumber(h[1] or 0), tonumber(h[2] or 0), tonumber(h[3] or 0), tonumber(h[4])
 local paid = math.max(keys, bytes, origin)
 if paid > now then return {'wait', string.format('%.3f', math.min(paid - now, 1000))} end
 local taken, entry = '0', nil
@@ -132,7 +133,7 @@ end
 pay('keys', h[1], more / ARGV[3])
 pay('bytes', h[2], ARGV[6] / ARGV[4])
 if tonumber(ARGV[5]) > 0 then pay('origin', h[3], more / ARGV[5]) end
-redis.call('HSET', KEYS[1], 'usual', string.format('%.1f', tonumber(h[4] or 100) * 0.7 + n * 0.3))
+redis.call('HSET', KEYS[1], 'usual', string.format('%.1f', tonumber(h[4]) * 0.7 + n * 0.3))
 for i = 8 + #fields, #ARGV, 3 do
   redis.call('ZADD', KEYS[3], ARGV[i], ARGV[i + 1])
   redis.call('HSET', KEYS[4], ARGV[i + 1], ARGV[i + 2])
