@@ -151,7 +151,7 @@ func measureCold(ctx context.Context, dir, cachemesh string, plan coldPlan, plan
 	load.Go(func() { app.run(loading) })
 	defer load.Wait()
 	defer stop()
-	if err := waitFor(ctx, plan.before); err != nil {
+	if err := sleep(ctx, plan.before); err != nil {
 		return nil, err
 	}
 	former := hitRate(app.last()[int(plan.before/sliceOf)/2:])
@@ -204,19 +204,9 @@ func (a *coldApp) recovery(ctx context.Context, from int, rate float64) error {
 		if _, ok := recovered(seen[:max(0, len(seen)-answered)], from, rate); ok {
 			return nil
 		}
-		if err := waitFor(ctx, sliceOf); err != nil {
+		if err := sleep(ctx, sliceOf); err != nil {
 			return err
 		}
-	}
-}
-
-// waitFor waits, unless ctx ends.
-func waitFor(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(d):
-		return nil
 	}
 }
 
@@ -253,7 +243,7 @@ func (r *meshRegion) restart(ctx context.Context, away time.Duration) error {
 			n.running.Kill()
 		}
 	}
-	if err := waitFor(ctx, away); err != nil {
+	if err := sleep(ctx, away); err != nil {
 		return err
 	}
 	var errs []error

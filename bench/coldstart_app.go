@@ -57,12 +57,12 @@ type coldApp struct {
 
 // coldSlice is what requests came to that were sent in a slice of time.
 type coldSlice struct {
-	Hits   int `json:"hits"`
-	Misses int `json:"misses"`
-	Failed int `json:"failed"` // the cache gave an error
-	Shed   int `json:"shed"`   // the database had too much to do
-	Wrong  int `json:"wrong"`  // another value than the database has
-	Reads  int `json:"reads"`  // of the database
+	Hits   int
+	Misses int
+	Failed int // the cache gave an error
+	Shed   int // the database had too much to do
+	Wrong  int // another value than the database has
+	Reads  int // of the database
 }
 
 // sliceOf is how long a slice is.
@@ -119,11 +119,10 @@ func (a *coldApp) get(key, at int) {
 	joined := a.flights[key]
 	a.flights[key] = true
 	a.mu.Unlock()
+	a.count(at, func(s *coldSlice) { s.Misses++ })
 	if joined {
-		a.count(at, func(s *coldSlice) { s.Misses++ })
 		return
 	}
-	a.count(at, func(s *coldSlice) { s.Misses++ })
 	if err := a.database.read(); err == nil {
 		a.count(int(time.Since(a.began)/sliceOf), func(s *coldSlice) { s.Reads++ })
 		a.client.Set(ctx, name, a.value(key), a.plan.ttl) // if it fails, the next one misses
@@ -151,7 +150,7 @@ func (a *coldApp) count(at int, add func(*coldSlice)) {
 	add(&a.seen[at])
 }
 
-// hitRate is that of the slices from one to before another; 0 of none.
+// hitRate is that of the slices; 0 of none.
 func hitRate(seen []coldSlice) float64 {
 	hits, all := 0, 0
 	for _, s := range seen {

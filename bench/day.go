@@ -106,10 +106,8 @@ type daySample struct {
 	Requests    int64   `json:"requests"`
 	Hits        int64   `json:"cache_hits"`
 	Misses      int64   `json:"cache_misses"`
-	CacheErrors int64   `json:"cache_errors"`
 	DBReads     int64   `json:"db_reads"`
 	LoaderReads int64   `json:"loader_reads"`
-	EventsLost  int64   `json:"events_lost"`
 }
 
 type dayPosted struct {

@@ -23,7 +23,7 @@ func (r *dayResult) writePage(file string) error {
 	page, err := template.New("day").Funcs(template.FuncMap{
 		"clock":   func(t time.Time) string { return t.UTC().Format("15:04") },
 		"local":   func(t time.Time, region string) string { return t.In(zoneOf(region)).Format("15:04") },
-		"percent": func(f *float64) string { return percentOf(f) },
+		"percent": percentOf,
 	}).Parse(dayPage)
 	if err != nil {
 		return err

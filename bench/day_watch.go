@@ -37,7 +37,7 @@ func (d *dayRun) watch(ctx context.Context, mesh demo.Endpoints, tweet int64) {
 				}
 			}
 		}
-		if waitFor(ctx, 10*time.Millisecond) != nil {
+		if sleep(ctx, 10*time.Millisecond) != nil {
 			return
 		}
 	}

@@ -226,10 +226,11 @@ func underLoad(ctx context.Context, plan failoverPlan, w *writer, b *bystander, 
 	return at, time.Now(), nil
 }
 
+// sleep waits, unless ctx ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	case <-time.After(d):
 		return nil
 	}

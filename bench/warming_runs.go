@@ -44,7 +44,7 @@ func findRun(ctx context.Context, controlplane, id string) (warmRun, error) {
 
 // startWarming begins a plan, and returns its run's ID once the control plane tells of it.
 func startWarming(ctx context.Context, controlplane, plan string) (string, error) {
-	body, err := command(ctx, controlplane, "/v1/warming/plans/"+plan+"/run")
+	body, err := command(ctx, controlplane, "/v1/warming/plans/"+plan+"/run", struct{}{})
 	if err != nil {
 		return "", err
 	}
@@ -60,7 +60,7 @@ func startWarming(ctx context.Context, controlplane, plan string) (string, error
 
 // steerWarming pauses, resumes or cancels a run.
 func steerWarming(ctx context.Context, controlplane, run, verb string) error {
-	_, err := command(ctx, controlplane, "/v1/warming/runs/"+run+"/"+verb)
+	_, err := command(ctx, controlplane, "/v1/warming/runs/"+run+"/"+verb, struct{}{})
 	return err
 }
 
@@ -77,15 +77,19 @@ func endOfWarming(ctx context.Context, controlplane, id string) (warmRun, error)
 			}
 			return r, err
 		}
-		if err := waitFor(ctx, 50*time.Millisecond); err != nil {
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
 			return r, fmt.Errorf("run %s is %s with %+v: %w", id, r.State, r.Counts, err)
 		}
 	}
 }
 
 // command tells a control plane to do something.
-func command(ctx context.Context, controlplane, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+controlplane+path, bytes.NewReader([]byte("{}")))
+func command(ctx context.Context, controlplane, path string, order any) ([]byte, error) {
+	text, err := json.Marshal(order)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+controlplane+path, bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}

@@ -141,8 +141,7 @@ func (a *Applier) goBy() *view {
 
 // target is the shard's, with what is true of it now. The caller holds the lock.
 func (a *Applier) target(p *mesh.Pool, s mesh.Shard) *target {
-	primary, _ := s.Primary()
-	now := place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login, replicas: len(s.Nodes) - 1}
+	now := placeOf(p, s)
 	if t, ok := a.targets[s.Name]; ok {
 		t.move(now)
 		return t

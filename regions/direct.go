@@ -137,8 +137,7 @@ func find(t *mesh.Topology, shard string) (pool string, now place, ok bool) {
 	for _, p := range t.Pools {
 		for _, s := range p.Members() {
 			if s.Name == shard {
-				primary, _ := s.Primary()
-				return p.Name, place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login}, true
+				return p.Name, placeOf(&p, s), true
 			}
 		}
 	}

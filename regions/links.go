@@ -155,9 +155,7 @@ func (l *Links) wanted() map[string]spec {
 			if _, ok := l.followed[s.Name]; !ok {
 				continue
 			}
-			primary, _ := s.Primary()
-			all[s.Name] = spec{pool: p.Name, shard: s.Name, ring: tellRing(p, n), regions: others,
-				place: place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login, replicas: len(s.Nodes) - 1}}
+			all[s.Name] = spec{pool: p.Name, shard: s.Name, ring: tellRing(p, n), regions: others, place: placeOf(p, s)}
 		}
 	}
 	return all

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 	"github.com/cachemesh/cachemesh/regions/journal"
 	"github.com/cachemesh/cachemesh/regions/writers"
 	"github.com/cachemesh/cachemesh/ring"
@@ -30,21 +31,8 @@ type testNode struct {
 
 func startRedis(t *testing.T, r process.Redis) *testNode {
 	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Port, r.Dir = ports[0], t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	p, err := r.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
-	c := redis.NewClient(&redis.Options{Addr: r.Address(), MaxRetries: -1})
-	t.Cleanup(func() { c.Close() })
-	return &testNode{r, p, c}
+	n := redistest.Start(t, r)
+	return &testNode{n.Redis, n.Process, n.Client}
 }
 
 // testRegion is a region with real shards and one agent's part of the link.

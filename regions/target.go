@@ -41,6 +41,11 @@ type place struct {
 	replicas int
 }
 
+func placeOf(p *mesh.Pool, s mesh.Shard) place {
+	primary, _ := s.Primary()
+	return place{address: primary.Address, epoch: s.Epoch, standIn: s.StandIn, access: p.Redis, login: p.Login, replicas: len(s.Nodes) - 1}
+}
+
 // removal is one key that is to go, and the route that takes it.
 type removal struct {
 	key   []byte

@@ -13,7 +13,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/mesh"
-	"github.com/cachemesh/cachemesh/process"
 	"github.com/cachemesh/cachemesh/reports"
 	placement "github.com/cachemesh/cachemesh/warming/place"
 )
@@ -110,16 +109,8 @@ func TestAFloodOfEventsIsBoundedAndCounted(t *testing.T) {
 }
 
 func TestAStreamOfEvents(t *testing.T) {
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	p, err := node.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
+	node := newRedis(t)
+	startRedis(t, node)
 	m, err := placement.New(&mesh.Topology{Pools: []mesh.Pool{{Name: "all", Hashing: mesh.Hashing{Algorithm: mesh.Maglev, Size: 65537}, Routes: []mesh.Route{{Prefix: "app:"}},
 		Shards: []mesh.Shard{{Name: "all-0", Nodes: []mesh.Node{{Address: node.Address(), Role: mesh.Primary}}}}}}})
 	if err != nil {

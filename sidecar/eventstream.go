@@ -121,19 +121,17 @@ func (s *eventStream) shard() (*placement.Shard, error) {
 // pass passes entries on, and waits while there are too many: they stay in the stream.
 func (s *eventStream) pass(ctx context.Context, client *redis.Client, entries []redis.XMessage) error {
 	for _, entry := range entries {
-		event, err := eventOf(entry.Values)
-		if err != nil {
+		if event, err := eventOf(entry.Values); err != nil {
 			s.events.drop(1)
 			s.log.Debug("what is no event is dropped", "key", s.key, "entry", entry.ID, "reason", err)
-		}
-		for err == nil && s.events.add([][]byte{event}, false) == 0 {
-			select {
-			case <-time.After(eventsFullPause):
-			case <-ctx.Done():
-				return ctx.Err()
+		} else {
+			for s.events.add([][]byte{event}, false) == 0 {
+				select {
+				case <-time.After(eventsFullPause):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
-		}
-		if err == nil {
 			s.events.tell(event)
 		}
 		if err := client.XAck(ctx, s.key, eventsGroup, entry.ID).Err(); err != nil {

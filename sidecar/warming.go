@@ -72,7 +72,7 @@ func (w *warmth) collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
 	}
 	n := w.loader.Counts()
-	for result, count := range map[string]uint64{"loaded": n.Loaded, "there": n.There, "refused": n.Refused, "missing": n.Missing, "failed": n.Failed, "memory": n.Memory} {
+	for result, count := range n.Results() {
 		counter(warmedKeys, count, result)
 	}
 	counter(warmedBytes, n.Bytes)

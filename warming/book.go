@@ -202,7 +202,7 @@ func Estimate(r *Run, keys, bytes uint64, speed float64) Cost {
 		}
 	}
 	longer(float64(bytes)/float64(r.Budget.BytesPerSecond), "bytes")
-	if r.Source.Loader != nil || r.Source.SQL != nil {
+	if r.ReadsOrigin() {
 		c.OriginReads = keys
 		longer(float64(keys)/float64(r.Budget.OriginPerSecond), "origin")
 	}
@@ -210,12 +210,4 @@ func Estimate(r *Run, keys, bytes uint64, speed float64) Cost {
 		longer(float64(keys)/speed, "speed")
 	}
 	return c
-}
-
-// Speed is the keys a second of a run that is done.
-func (r *Record) Speed() float64 {
-	if seconds := r.Took().Seconds(); seconds > 0 {
-		return float64(r.Counts.Keys()) / seconds
-	}
-	return 0
 }

@@ -15,7 +15,7 @@ type Plan struct {
 	pool    string
 	spread  float64
 	regions map[string]*time.Location // that it may warm
-	sources map[string]string         // where a region takes values from, if those are of a sibling
+	sources map[string]string         // by region, the sibling whose values it takes; "" is none
 	times   *times                    // nil is none
 	rule    *rule                     // nil is none
 }
@@ -48,12 +48,9 @@ func CompilePlan(spec mesh.Plan, m *mesh.Mesh) (*Plan, mesh.Problems) {
 			continue // a region does not warm itself
 		}
 		p.regions[r.Name] = r.Zone()
-		switch spec.Source.Region {
-		case "":
-		case mesh.Nearest:
+		p.sources[r.Name] = spec.Source.Region
+		if spec.Source.Region == mesh.Nearest {
 			p.sources[r.Name] = nearest(r, m.Regions)
-		default:
-			p.sources[r.Name] = spec.Source.Region
 		}
 	}
 	var c compiler
@@ -116,9 +113,7 @@ func (p *Plan) When() string {
 func (p *Plan) Run(region string, now time.Time) Run {
 	r := Run{ID: NewID(p.Name, now), Plan: p.Name, Region: region, Pool: p.pool, Route: p.Keys.Route, Spread: p.spread, Begun: now.UTC().Round(0), State: Waiting,
 		Budget: p.Budget, Source: p.Source, Keys: Keys{Prefix: p.Keys.Prefix, File: p.Keys.File, Named: p.Rule != nil}}
-	if p.Source.Region != "" {
-		r.Source.Region = p.sources[region]
-	}
+	r.Source.Region = p.sources[region]
 	return r
 }
 

@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-func loadMesh(t *testing.T) *mesh.Mesh {
+func loadMesh(t testing.TB) *mesh.Mesh {
 	t.Helper()
 	data, err := os.ReadFile("../mesh/testdata/warming.yaml")
 	if err != nil {
@@ -25,7 +25,7 @@ func loadMesh(t *testing.T) *mesh.Mesh {
 	return m
 }
 
-func plans(t *testing.T, m *mesh.Mesh) map[string]*Plan {
+func plans(t testing.TB, m *mesh.Mesh) map[string]*Plan {
 	t.Helper()
 	all, problems := Compile(m)
 	if len(problems) > 0 {

@@ -85,6 +85,11 @@ func (c *Counts) Add(d Counts) {
 	c.Bytes += d.Bytes
 }
 
+// Results are the numbers of keys by what became of them, for metrics.
+func (c Counts) Results() map[string]uint64 {
+	return map[string]uint64{"loaded": c.Loaded, "there": c.There, "refused": c.Refused, "missing": c.Missing, "failed": c.Failed, "memory": c.Memory}
+}
+
 // Since are the counts that came to earlier ones of the same run.
 func (c Counts) Since(d Counts) Counts {
 	return Counts{c.Loaded - d.Loaded, c.There - d.There, c.Refused - d.Refused, c.Missing - d.Missing, c.Failed - d.Failed, c.Memory - d.Memory, c.Bytes - d.Bytes}
@@ -104,6 +109,9 @@ func (u Use) Ratio() float64 {
 	}
 	return float64(u.Read) / float64(u.Sampled)
 }
+
+// ReadsOrigin says whether the run's values are read from the application's database.
+func (r *Run) ReadsOrigin() bool { return r.Source.Loader != nil || r.Source.SQL != nil }
 
 // Validate says what keeps agents from carrying the run out.
 func (r *Run) Validate() error {

@@ -160,15 +160,12 @@ func (a *App) do(r request) {
 	case removeAbsent:
 		a.log.answered(r, r.client.Del(ctx, "absent:"+name(r.key)).Err())
 	default:
-		if !e.begin() {
+		version, ok := e.begin(true)
+		if !ok {
 			r.kind = read // somebody changes it already
 			a.read(ctx, r, e)
 			return
 		}
-		e.mu.Lock()
-		e.version++ // the database is changed first
-		version := e.version
-		e.mu.Unlock()
 		var err error
 		if r.kind == set {
 			err = r.client.Set(ctx, name(r.key), a.value(version), 0).Err()
@@ -201,27 +198,28 @@ func (a *App) read(ctx context.Context, r request, e *entry) {
 	certain = certain && e.changes == changes
 	e.mu.Unlock()
 	a.log.missed(certain)
-	if !e.begin() {
+	version, ok := e.begin(false)
+	if !ok {
 		return
 	}
-	e.mu.Lock()
-	version := e.version
-	e.mu.Unlock()
 	err = r.client.Set(ctx, name(r.key), a.value(version), 0).Err()
 	a.log.filled(r, err)
 	e.end(version, true, err)
 }
 
-// begin says whether the key may be changed now.
-func (e *entry) begin() bool {
+// begin says whether the key may be changed in the cache now, and to which version: the next one, if the database is changed first.
+func (e *entry) begin(database bool) (version uint64, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.busy {
-		return false
+		return 0, false
 	}
 	e.busy = true
 	e.changes++
-	return true
+	if database {
+		e.version++
+	}
+	return e.version, true
 }
 
 // end takes what has come of a change. Of one that failed, nobody knows whether it was done, or will be.

@@ -101,17 +101,15 @@ func (a *App) Settle(ctx context.Context) error {
 		if !doubtful {
 			continue
 		}
-		for !e.begin() {
+		version, ok := e.begin(true)
+		for !ok {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-time.After(time.Millisecond):
 			}
+			version, ok = e.begin(true)
 		}
-		e.mu.Lock()
-		e.version++
-		version := e.version
-		e.mu.Unlock()
 		err := a.plain[i%len(a.plain)].Del(ctx, name(i)).Err()
 		e.end(version, false, err)
 		if err != nil {

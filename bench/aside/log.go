@@ -70,17 +70,18 @@ func (l *log) answered(r request, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := l.now()
-	s.Requests.add(r.careful)
+	s.count(r, err)
 	s.Latencies = append(s.Latencies, time.Since(r.due))
-	if err != nil {
-		s.Errors.add(r.careful)
-	}
 }
 
+// filled is a request that was not due: a read that missed led to it.
 func (l *log) filled(r request, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.now()
+	l.now().count(r, err)
+}
+
+func (s *Second) count(r request, err error) {
 	s.Requests.add(r.careful)
 	if err != nil {
 		s.Errors.add(r.careful)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/queue"
@@ -120,8 +121,8 @@ func (r *region) complete(prefix string, n int) {
 }
 
 func TestAKilledAgentsChunksAreTakenOver(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}), startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}), startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}), redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}), redistest.Start(t, process.Redis{}))
 	const keys = 30_000
 	from.fill("tweet:", keys, 0)
 	linked(from, to)
@@ -144,8 +145,8 @@ func TestAKilledAgentsChunksAreTakenOver(t *testing.T) {
 }
 
 func TestAFullShardIsNotMadeToEvict(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{MaxMemory: "6mb"}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{MaxMemory: "6mb"}))
 	from.fill("tweet:", 40_000, 0)
 	linked(from, to)
 	to.fill("user:", 1000, 0)
@@ -165,7 +166,7 @@ func TestAFullShardIsNotMadeToEvict(t *testing.T) {
 
 // What the application writes or removes while a load is under way counts, not what the source said before.
 func TestAKeyThatChangesIsTheApplications(t *testing.T) {
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	asked, answer := make(chan struct{}), make(chan struct{})
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -198,10 +199,10 @@ func TestAKeyThatChangesIsTheApplications(t *testing.T) {
 }
 
 func TestAFailoverOfATarget(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	primary := startRedis(t, process.Redis{})
-	replica := startRedis(t, process.Redis{ReplicaOf: primary.Port})
-	to := newRegion(t, "here", startRedis(t, process.Redis{}), primary)
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	primary := redistest.Start(t, process.Redis{})
+	replica := redistest.Start(t, process.Redis{ReplicaOf: primary.Port})
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}), primary)
 	const keys = 30_000
 	from.fill("tweet:", keys, 0)
 	linked(from, to)
@@ -233,8 +234,8 @@ func TestAFailoverOfATarget(t *testing.T) {
 }
 
 func TestASourceThatGoesAndComesBack(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	const keys = 20_000
 	from.fill("tweet:", keys, 0)
 	linked(from, to)
@@ -256,8 +257,8 @@ func TestASourceThatGoesAndComesBack(t *testing.T) {
 }
 
 func TestPauseAndCancel(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	from.fill("tweet:", 30_000, 0)
 	linked(from, to)
 	run := copyOf(from, to, "tweet:")
@@ -299,7 +300,7 @@ func TestPauseAndCancel(t *testing.T) {
 }
 
 func TestEndpointsThatFail(t *testing.T) {
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	var asked atomic.Int32
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var body struct {
@@ -355,7 +356,7 @@ func TestEndpointsThatFail(t *testing.T) {
 }
 
 func TestAListThatCannotBeHadEndsARun(t *testing.T) {
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	run := copyOf(&region{name: "there"}, to, "tweet:")
 	run.Source = mesh.Source{File: filepath.Join(t.TempDir(), "nothing")}
 	q := to.begun(&run)
@@ -367,8 +368,8 @@ func TestAListThatCannotBeHadEndsARun(t *testing.T) {
 
 func TestWhatWasLoadedIsLookedAt(t *testing.T) {
 	for _, policy := range []string{"allkeys-lru", "allkeys-lfu"} {
-		from := newRegion(t, "there", startRedis(t, process.Redis{}))
-		to := newRegion(t, "here", startRedis(t, process.Redis{Args: []string{"--maxmemory-policy", policy}}))
+		from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+		to := newRegion(t, "here", redistest.Start(t, process.Redis{Args: []string{"--maxmemory-policy", policy}}))
 		const keys = 200
 		from.fill("tweet:", keys, 0)
 		linked(from, to)
@@ -401,8 +402,8 @@ func TestWhatWasLoadedIsLookedAt(t *testing.T) {
 
 // A primary that begins holds all keys for a while. What is to be loaded then is loaded after it.
 func TestAShardThatHoldsEverythingIsWaitedFor(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	const keys = 5000
 	from.fill("user:", keys, 0)
 	linked(from, to)

@@ -44,9 +44,10 @@ type hands struct {
 type hand struct {
 	shard   *place.Shard
 	pipe    *node.Pipe
-	pending []int32 // items that are to be sent
-	sent    []int32 // of them, those that are to be answered
-	marked  bool    // the removal of some of these keys would leave a mark
+	pending []int32       // items that are to be sent
+	sent    []int32       // of them, those that are to be answered
+	marked  bool          // the removal of some of these keys would leave a mark
+	fresh   time.Duration // how old values of these keys may be, by the strictest of their routes
 	out     []byte
 	err     error
 }
@@ -114,7 +115,9 @@ func (h *hands) round(ctx context.Context, b *source.Batch, items []int32, o *ou
 			h.ready(ctx, s, shard)
 		}
 		s.pending = append(s.pending, i)
-		s.marked = s.marked || holdoff.Of(route) > 0
+		if hold := holdoff.Of(route); hold > 0 {
+			s.marked, s.fresh = true, min(s.fresh, hold*3/4)
+		}
 	}
 	for len(h.busy) > 0 {
 		if ctx.Err() != nil {
@@ -145,7 +148,7 @@ func (h *hands) ready(ctx context.Context, s *hand, shard *place.Shard) {
 	if s.pipe != nil && (s.shard.Address != shard.Address || s.shard.Epoch != shard.Epoch) {
 		s.disconnect()
 	}
-	s.shard, s.err, s.marked = shard, nil, false
+	s.shard, s.err, s.marked, s.fresh = shard, nil, false, fresh
 	if s.pipe == nil {
 		s.connect(ctx)
 	}
@@ -175,14 +178,6 @@ func (s *hand) connect(ctx context.Context) {
 	}
 }
 
-// limit is how old the value of a key may be.
-func limit(m *place.Map, key []byte) time.Duration {
-	if _, route := m.Find(key); holdoff.Of(route) > 0 {
-		return min(fresh, holdoff.Of(route)*3/4)
-	}
-	return fresh
-}
-
 // send sends some of what is pending, and returns how many.
 func (s *hand) send(j *job, b *source.Batch, o *outcome) int {
 	s.sent = s.sent[:0]
@@ -194,7 +189,6 @@ func (s *hand) send(j *job, b *source.Batch, o *outcome) int {
 	}
 	age := time.Since(b.Began)
 	out, size := s.out[:0], 0
-	m := j.loader.at.Load()
 	taken := 0
 	for _, i := range s.pending {
 		it := &b.Items[i]
@@ -212,7 +206,7 @@ func (s *hand) send(j *job, b *source.Batch, o *outcome) int {
 				continue
 			}
 		}
-		if age > fresh || s.marked && age > limit(m, it.Key) {
+		if age > s.fresh {
 			b.Later = append(b.Later, it.Key)
 			continue
 		}

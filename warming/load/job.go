@@ -186,30 +186,32 @@ func (j *job) work(ctx context.Context, from source.Source, h *hands, c *queue.C
 	if err == nil && o.counts.Memory > 0 && j.full() {
 		err = j.queue.Fill(ctx)
 	}
-	for wait := againFirst; err == nil; wait = min(2*wait, againMost) {
+	if err == nil {
 		var first bool
-		first, err = j.queue.Done(ctx, c, &j.r, o.counts, o.bytes, o.samples)
-		if err == nil {
-			if first {
-				t := &j.loader.total
-				t.mu.Lock()
-				t.counts.Add(o.counts)
-				t.mu.Unlock()
-			}
-			return
+		if first, err = j.done(ctx, c, o); first {
+			j.loader.count(o.counts)
 		}
-		if errors.Is(err, queue.ErrGone) || ctx.Err() != nil {
-			break
-		}
-		// A shard in a failover. Should it have ended the chunk before, it says so then.
-		pause(ctx, wait)
-		err = nil
+	}
+	if err == nil {
+		return
 	}
 	if !errors.Is(err, queue.ErrGone) {
 		// Whether or not this agent is about to end.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = j.queue.Release(ctx, j.loader.config.Agent, c.ID) // otherwise it is taken over in a while
+	}
+}
+
+// done ends a chunk, and says whether this agent is the first to do so. It tries until ctx ends, or the queue is gone.
+func (j *job) done(ctx context.Context, c *queue.Chunk, o *outcome) (first bool, err error) {
+	for wait := againFirst; ; wait = min(2*wait, againMost) {
+		first, err = j.queue.Done(ctx, c, &j.r, o.counts, o.bytes, o.samples)
+		if err == nil || errors.Is(err, queue.ErrGone) || ctx.Err() != nil {
+			return first, err
+		}
+		// A shard in a failover. Should it have ended the chunk before, it says so then.
+		pause(ctx, wait)
 	}
 }
 
@@ -372,12 +374,12 @@ const (
 // fetch loads keys by name.
 func (j *job) fetch(ctx context.Context, from source.Source, h *hands, keys [][]byte, o *outcome) error {
 	giveUp := 0
-	if queue.Origin(&j.r) {
+	if j.r.ReadsOrigin() {
 		giveUp = triesOrigin
 	}
 	began := time.Now()
 	for n := 1; len(keys) > 0; n++ {
-		if queue.Origin(&j.r) {
+		if j.r.ReadsOrigin() {
 			j.origin.wait(ctx, len(keys))
 		}
 		var b source.Batch

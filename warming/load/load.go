@@ -39,16 +39,9 @@ type Loader struct {
 	windows  windows
 	wake     chan struct{}
 
-	mu   sync.Mutex
-	runs []warming.Run
-
-	total totals
-}
-
-// totals are what this agent has loaded, of all runs.
-type totals struct {
 	mu     sync.Mutex
-	counts warming.Counts
+	runs   []warming.Run
+	counts warming.Counts // of all runs, since the agent began
 }
 
 // New works on nothing before Update, Follow and Run.
@@ -91,9 +84,15 @@ func (l *Loader) Runs() []warming.Run {
 
 // Counts are what became of the keys that this agent has worked on since it began.
 func (l *Loader) Counts() warming.Counts {
-	l.total.mu.Lock()
-	defer l.total.mu.Unlock()
-	return l.total.counts
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
+}
+
+func (l *Loader) count(n warming.Counts) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.Add(n)
 }
 
 func (l *Loader) sources() source.Config {

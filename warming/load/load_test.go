@@ -16,6 +16,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 	"github.com/cachemesh/cachemesh/regions"
 	"github.com/cachemesh/cachemesh/warming"
 	"github.com/cachemesh/cachemesh/warming/place"
@@ -26,42 +27,17 @@ import (
 type region struct {
 	t        *testing.T
 	name     string
-	nodes    []*shardNode
+	nodes    []*redistest.Node
 	topology *mesh.Topology
 	at       *place.Map
 	link     string // where its agent listens, "" if it does not
 	server   *grpc.Server
 }
 
-type shardNode struct {
-	process.Redis
-	*process.Process
-	*redis.Client
-}
-
-func startRedis(t *testing.T, r process.Redis) *shardNode {
-	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Port, r.Dir = ports[0], t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	p, err := r.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
-	c := redis.NewClient(&redis.Options{Addr: r.Address(), MaxRetries: -1})
-	t.Cleanup(func() { c.Close() })
-	return &shardNode{r, p, c}
-}
-
 var routes = []mesh.Route{{Prefix: "tweet:", Coherence: mesh.Local},
 	{Prefix: "user:", Coherence: mesh.Invalidate, Writes: mesh.Refill, HoldOff: 3 * time.Second}}
 
-func newRegion(t *testing.T, name string, nodes ...*shardNode) *region {
+func newRegion(t *testing.T, name string, nodes ...*redistest.Node) *region {
 	t.Helper()
 	r := &region{t: t, name: name, nodes: nodes}
 	pool := mesh.Pool{Name: "tweets", Hashing: mesh.Hashing{Algorithm: mesh.Maglev, Size: 65537}, Routes: routes}
@@ -202,8 +178,8 @@ func linked(from, to *region) {
 }
 
 func TestARegionIsCopied(t *testing.T) {
-	from := newRegion(t, "there", startRedis(t, process.Redis{}), startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}), startRedis(t, process.Redis{}), startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}), redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}), redistest.Start(t, process.Redis{}), redistest.Start(t, process.Redis{}))
 	const keys = 20_000
 	from.fill("tweet:", keys, time.Hour)
 	from.fill("user:", 100, 0)
@@ -256,8 +232,8 @@ func TestARegionIsCopied(t *testing.T) {
 func TestSpeed(t *testing.T) {
 	keys := 20_000
 	fmt.Sscan(os.Getenv("WARM_KEYS"), &keys)
-	from := newRegion(t, "there", startRedis(t, process.Redis{}))
-	to := newRegion(t, "here", startRedis(t, process.Redis{}))
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
 	prefix := "tweet:"
 	if p := os.Getenv("WARM_PREFIX"); p != "" {
 		prefix = p

@@ -79,14 +79,10 @@ func (j *job) lookAt(ctx context.Context, shard *place.Shard, samples []queue.Sa
 		return err
 	}
 	defer pipe.Close()
-	if err := pipe.Send(resp.AppendCommand(nil, "INFO", "memory")); err != nil {
-		return err
-	}
-	v, err := pipe.Value()
+	info, err := memoryInfo(pipe)
 	if err != nil {
 		return err
 	}
-	info, _ := v.(string)
 	counts := strings.HasSuffix(node.Field(info, "maxmemory_policy"), "-lfu")
 	question := "IDLETIME"
 	if counts {

@@ -47,16 +47,12 @@ func (r *rooms) look(s *hand) error {
 		now.looked = time.Now() // one asks
 	}
 	r.mu.Unlock()
-	if err := s.pipe.Send(resp.AppendCommand(nil, "INFO", "memory")); err != nil {
-		return err
-	}
-	v, err := s.pipe.Value()
+	info, err := memoryInfo(s.pipe)
 	if err != nil {
 		return err
 	}
-	text, _ := v.(string)
 	number := func(field string) int {
-		n, _ := strconv.Atoi(node.Field(text, field)) // what an older Redis does not say is 0
+		n, _ := strconv.Atoi(node.Field(info, field)) // what an older Redis does not say is 0
 		return n
 	}
 	most := number("maxmemory")
@@ -69,6 +65,16 @@ func (r *rooms) look(s *hand) error {
 	r.all[s.shard.Name] = next
 	r.mu.Unlock()
 	return nil
+}
+
+// memoryInfo is what a node says of its memory.
+func memoryInfo(p *node.Pipe) (string, error) {
+	if err := p.Send(resp.AppendCommand(nil, "INFO", "memory")); err != nil {
+		return "", err
+	}
+	v, err := p.Value()
+	info, _ := v.(string)
+	return info, err
 }
 
 // take says whether a shard has room for a key, and then it has less.

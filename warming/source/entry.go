@@ -4,10 +4,12 @@ import (
 	"encoding/base64"
 	"fmt"
 	"time"
+
+	"github.com/cachemesh/cachemesh/regions"
 )
 
-// MaxValue bounds a value, in bytes.
-const MaxValue = 4 << 20
+// MaxValue bounds a value, in bytes, as other regions do.
+const MaxValue = regions.MaxValue
 
 // maxTTL is longer than anything is cached for.
 const maxTTL = 10 * 365 * 24 * time.Hour

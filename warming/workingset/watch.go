@@ -3,6 +3,7 @@ package workingset
 import (
 	"bytes"
 	"context"
+	"strconv"
 	"strings"
 	"time"
 
@@ -57,65 +58,20 @@ func readKey(line []byte) (string, bool) {
 	if at < 0 || bytes.HasSuffix(line[:at], []byte(" lua")) {
 		return "", false
 	}
-	name, rest, ok := unquote(line[at+2:])
-	if !ok || !reads[strings.ToLower(name)] || len(rest) == 0 || rest[0] != ' ' {
+	name, rest, ok := unquote(string(line[at+2:]))
+	if !ok || !reads[strings.ToLower(name)] || !strings.HasPrefix(rest, " ") {
 		return "", false
 	}
 	key, _, ok := unquote(rest[1:])
 	return key, ok && len(key) <= maxKey && !strings.HasPrefix(key, mesh.ReservedPrefix)
 }
 
-// unquote reads a string as Redis quotes it.
-func unquote(b []byte) (text string, rest []byte, ok bool) {
-	if len(b) == 0 || b[0] != '"' {
-		return "", nil, false
+// unquote cuts off a string as Redis quotes it, of which Go knows every escape.
+func unquote(s string) (text, rest string, ok bool) {
+	quoted, err := strconv.QuotedPrefix(s)
+	if err != nil || quoted[0] != '"' {
+		return "", "", false
 	}
-	var out []byte
-	for i := 1; i < len(b); i++ {
-		switch c := b[i]; {
-		case c == '"':
-			return string(out), b[i+1:], true
-		case c != '\\':
-			out = append(out, c)
-		case i+1 == len(b):
-			return "", nil, false
-		default:
-			i++
-			switch b[i] {
-			case 'n':
-				out = append(out, '\n')
-			case 'r':
-				out = append(out, '\r')
-			case 't':
-				out = append(out, '\t')
-			case 'a':
-				out = append(out, '\a')
-			case 'b':
-				out = append(out, '\b')
-			case 'x':
-				if i+2 >= len(b) {
-					return "", nil, false
-				}
-				high, low := unhex(b[i+1]), unhex(b[i+2])
-				if high < 0 || low < 0 {
-					return "", nil, false
-				}
-				out = append(out, byte(high<<4|low))
-				i += 2
-			default:
-				out = append(out, b[i])
-			}
-		}
-	}
-	return "", nil, false
-}
-
-func unhex(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c >= 'a' && c <= 'f':
-		return int(c-'a') + 10
-	}
-	return -1
+	text, err = strconv.Unquote(quoted)
+	return text, s[len(quoted):], err == nil
 }

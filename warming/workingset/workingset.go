@@ -14,6 +14,7 @@ package workingset
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -43,11 +44,9 @@ const (
 )
 
 // Key is where a shard keeps an hour.
-func Key(hour int) string { return prefix + twoDigits(hour) }
+func Key(hour int) string { return fmt.Sprintf("%s%02d", prefix, hour) }
 
 const prefix = mesh.ReservedPrefix + "workingset:"
-
-func twoDigits(n int) string { return string([]byte{'0' + byte(n/10), '0' + byte(n%10)}) }
 
 // Recorder watches a region's shards.
 type Recorder struct {
@@ -82,26 +81,21 @@ func (r *Recorder) Update(t *mesh.Topology) {
 // Run records until ctx ends.
 func (r *Recorder) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
+		inner, stop := context.WithCancel(ctx)
+		var work sync.WaitGroup
 		if m := r.at.Load(); m != nil {
-			inner, stop := context.WithCancel(ctx)
-			var work sync.WaitGroup
 			for _, s := range m.Shards {
 				if s.Address != "" {
 					work.Go(func() { r.shard(inner, s) })
 				}
 			}
-			select {
-			case <-r.wake:
-			case <-ctx.Done():
-			}
-			stop()
-			work.Wait()
-			continue
 		}
 		select {
 		case <-r.wake:
 		case <-ctx.Done():
 		}
+		stop()
+		work.Wait()
 	}
 	return nil
 }

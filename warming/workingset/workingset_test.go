@@ -10,6 +10,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 )
 
 func TestWhatMonitorShows(t *testing.T) {
@@ -34,21 +35,12 @@ func TestWhatMonitorShows(t *testing.T) {
 }
 
 func TestAnHourIsRecordedByOneAgent(t *testing.T) {
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	p, err := node.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
-	client := redis.NewClient(&redis.Options{Addr: node.Address()})
-	defer client.Close()
+	node := redistest.Start(t, process.Redis{})
+	client := node.Client
 	topology := &mesh.Topology{WorkingSets: true, Pools: []mesh.Pool{{Name: "all", Hashing: mesh.Hashing{Algorithm: mesh.Maglev, Size: 65537}, Routes: []mesh.Route{{Prefix: ""}},
 		Shards: []mesh.Shard{{Name: "all-0", Nodes: []mesh.Node{{Address: node.Address(), Role: mesh.Primary}}}}}}}
 	noon := time.Date(2026, 7, 1, 12, 30, 0, 0, time.UTC)
+	began := time.Now()
 	for i := range 2 {
 		r := New(fmt.Sprint("agent-", i), slog.New(slog.NewTextHandler(t.Output(), nil)))
 		r.now = func() time.Time { return noon }
@@ -60,7 +52,7 @@ func TestAnHourIsRecordedByOneAgent(t *testing.T) {
 	// What was read the day before counts half.
 	client.ZAdd(t.Context(), Key(12), redis.Z{Member: "yesterday", Score: 100_000}, redis.Z{Member: "long ago", Score: 0.6})
 	client.Set(t.Context(), Key(12)+":day", "2026-06-30", 0)
-	for began := time.Now(); ; {
+	for {
 		for i := range 100 {
 			client.Get(t.Context(), "hot")
 			if i%10 == 0 {
@@ -78,21 +70,15 @@ func TestAnHourIsRecordedByOneAgent(t *testing.T) {
 	if client.Get(t.Context(), prefix+"by").Val() == "" || client.TTL(t.Context(), Key(12)).Val() <= 0 {
 		t.Error("nobody watches, or what is kept stays for ever")
 	}
+	var watched int
+	fmt.Sscanf(client.InfoMap(t.Context(), "commandstats").Val()["Commandstats"]["cmdstat_monitor"], "calls=%d", &watched)
+	if most := int(time.Since(began)/watchEvery) + 1; watched == 0 || watched > most {
+		t.Errorf("it was watched %d times, and one agent does so %d times at most", watched, most)
+	}
 }
 
 func TestAnHourIsBounded(t *testing.T) {
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	p, err := node.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
-	client := redis.NewClient(&redis.Options{Addr: node.Address()})
-	defer client.Close()
+	client := redistest.Start(t, process.Redis{}).Client
 	for round := range 3 {
 		seen := map[string]int{"hot": 100}
 		for i := range MaxKeys {
