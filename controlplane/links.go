@@ -241,7 +241,7 @@ func (l *links) leaving() map[string]string {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all map[string]string
+	all := map[string]string{}
 	for _, p := range l.topology.Pools {
 		if p.Handoff == nil || p.Handoff.Step != mesh.Purging {
 			delete(l.purging, p.Name)
@@ -256,19 +256,23 @@ func (l *links) leaving() map[string]string {
 				continue
 			}
 			for region := range l.topology.Links {
-				j, _ := l.journal(now, s, region)
-				since := l.purging[p.Name]
-				if j.LagMS == nil || len(j.Fences) > 0 || since.IsZero() ||
-					!l.pair(s.Name, region).at.Add(-time.Duration(*j.LagMS*float64(time.Millisecond))).After(since) {
-					if all == nil {
-						all = map[string]string{}
-					}
+				if !l.read(now, s, region, l.purging[p.Name]) {
 					all[p.Name] = fmt.Sprintf("region %s has not read the journal of shard %s to its end", region, s.Name)
 				}
 			}
 		}
 	}
 	return all
+}
+
+// read says whether a region has all of a shard's journal up to a time after since. The caller holds the lock.
+func (l *links) read(now time.Time, s mesh.Shard, region string, since time.Time) bool {
+	j, _ := l.journal(now, s, region)
+	if j.LagMS == nil || len(j.Fences) > 0 || since.IsZero() {
+		return false
+	}
+	until := l.pair(s.Name, region).at.Add(-time.Duration(*j.LagMS * float64(time.Millisecond)))
+	return until.After(since)
 }
 
 // assign has each journal followed by one of the agents that can: by the same one for as long as it can.

@@ -1,13 +1,13 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -143,8 +143,8 @@ func (w *warmer) run(ctx context.Context) error {
 	ticker := time.NewTicker(warmEvery)
 	defer ticker.Stop()
 	defer w.close()
+	w.step(ctx)
 	for {
-		w.step(ctx)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -155,12 +155,16 @@ func (w *warmer) run(ctx context.Context) error {
 			for range len(w.events) { // those that wait already; more come in the next round
 				w.match(<-w.events)
 			}
+			if len(w.pending) == 0 {
+				continue // most events are none of the rules' business
+			}
 		case o := <-w.orders:
 			o.done <- w.obey(ctx, o)
 		case all := <-w.read:
 			w.reading = false
 			w.progressed(ctx, all)
 		}
+		w.step(ctx)
 	}
 }
 
@@ -305,12 +309,12 @@ func (w *warmer) compile() {
 		return
 	}
 	w.compiled = m
-	w.plans, w.problems = map[string]*warming.Plan{}, nil
-	all, problems := warming.Compile(m)
+	var all []*warming.Plan
+	all, w.problems = warming.Compile(m)
+	w.plans = map[string]*warming.Plan{}
 	for _, p := range all {
 		w.plans[p.Name] = p
 	}
-	w.problems = append(w.problems, problems...)
 	for _, spec := range w.book.Applied {
 		if w.plans[spec.Name] != nil {
 			w.problems = append(w.problems, mesh.Problem{Field: "applied plan " + spec.Name, Message: "mesh.yaml has a plan of this name, which counts", Remedy: "remove one of them"})
@@ -355,7 +359,7 @@ func (w *warmer) names() []string {
 	return all
 }
 
-// slot is under which a plan's times are settled: other times begin anew.
+// slotOf is under which a plan's times are settled: other times begin anew.
 func slotOf(p *warming.Plan) string { return p.Name + " " + p.When() }
 
 // schedule begins what is due by the clock.
@@ -393,7 +397,7 @@ func (w *warmer) schedule(ctx context.Context) {
 		case d.Run:
 			r := p.Run(w.region, time.Now())
 			if hour, ok := p.Hour(d.Slot); ok {
-				r.Keys = warming.Keys{Prefix: r.Keys.Prefix, Hour: &hour}
+				r.Keys.Hour = &hour
 			}
 			if err := w.begin(ctx, r, p.Trigger(), d.Slot, nil); err != nil {
 				w.refused(name, err)
@@ -425,9 +429,6 @@ func (w *warmer) begin(ctx context.Context, r warming.Run, trigger string, slot 
 		r.ID = warming.NewID(r.Plan, r.Begun)
 	}
 	record := warming.Record{Run: r, Trigger: trigger, Slot: slot.UTC().Round(0), Clock: w.now().UTC().Round(0), Total: uint64(len(keys))}
-	if slot.IsZero() {
-		record.Slot = time.Time{}
-	}
 	if err := w.change(ctx, func(b *warming.Book) error { return b.Begin(record) }); err != nil {
 		return err
 	}
@@ -520,7 +521,7 @@ func (w *warmer) tell() {
 		w.log.Error("agents are not told of runs", "bytes", len(data), "error", err)
 		return
 	}
-	if !reflect.DeepEqual(data, w.handed) {
+	if !bytes.Equal(data, w.handed) {
 		w.handed = data
 		w.hand(data)
 	}

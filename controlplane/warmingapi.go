@@ -186,7 +186,7 @@ func (w *warmer) manual(ctx context.Context, name string) (*RunStatus, error) {
 	}
 	r := p.Run(w.region, time.Now())
 	if hour, ok := p.Hour(w.now().Add(time.Hour)); ok {
-		r.Keys = warming.Keys{Prefix: r.Keys.Prefix, Hour: &hour}
+		r.Keys.Hour = &hour
 	}
 	return w.started(ctx, r)
 }

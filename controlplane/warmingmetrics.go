@@ -93,7 +93,7 @@ func (c warmingCollector) Collect(out chan<- prometheus.Metric) {
 			send(warmingRunsDesc, prometheus.CounterValue, float64(p.Totals.Runs[result]), p.Name, result)
 		}
 		k := p.Totals.Keys
-		for result, n := range map[string]uint64{"loaded": k.Loaded, "there": k.There, "refused": k.Refused, "missing": k.Missing, "failed": k.Failed, "memory": k.Memory} {
+		for result, n := range k.Results() {
 			send(warmingKeysDesc, prometheus.CounterValue, float64(n), p.Name, result)
 		}
 		done, stalled := 1.0, false

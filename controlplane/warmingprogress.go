@@ -101,10 +101,8 @@ func (w *warmer) progressed(ctx context.Context, all []queueReading) {
 			w.end(ctx, r.ID, warming.Done, "the shards have no room for the rest")
 		case p.State == warming.Done:
 			w.end(ctx, r.ID, warming.Done, "")
-		case p.State.Over(): // its source said something that is never right
+		case p.State.Over(): // its source will never say which keys there are
 			w.end(ctx, r.ID, p.State, p.Problem)
-		case p.State == warming.Failed: // its source will never say which keys there are
-			w.end(ctx, r.ID, warming.Failed, p.Problem)
 		case p.State != r.State:
 			w.set(ctx, r) // the shard was away when that was asked for, or a replica took over that did not know
 		}

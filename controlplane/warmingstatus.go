@@ -3,7 +3,6 @@ package controlplane
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cachemesh/cachemesh/mesh"
@@ -191,7 +190,7 @@ func (s *WarmingStatus) alerts(now time.Time) []Alert {
 			add(p.Name, "load fewer keys, or later; see `cachemesh warm history`", "of the keys that the plan loaded, %.0f %% were read", 100*p.Use.Ratio())
 		}
 	}
-	if s.Events.Dropped+s.Events.KeysDropped > 0 && strings.TrimSpace(s.Region) != "" {
+	if s.Events.Dropped+s.Events.KeysDropped > 0 {
 		add("events", "send only events that a rule may want", "the application has sent more events at once than can be looked at: %d events and %d keys were dropped", s.Events.Dropped, s.Events.KeysDropped)
 	}
 	return all

@@ -88,14 +88,14 @@ func (d *Demo) carryOut(ctx context.Context, r NodesRequest) (addresses []string
 	if err := named.Validate(); err != nil {
 		return nil, err
 	}
+	if r.Stop != "" {
+		return nil, d.stopNode(ctx, i, r)
+	}
 	d.mu.Lock()
 	full := len(d.started) >= mostStarted*nodesPerShard
 	d.mu.Unlock()
 	if full {
 		return nil, fmt.Errorf("the demo has started nodes for %d shards: name others with --node", mostStarted)
-	}
-	if r.Stop != "" {
-		return nil, d.stopNode(ctx, i, r)
 	}
 	count := nodesPerShard
 	if r.Another {
@@ -116,19 +116,21 @@ func (d *Demo) carryOut(ctx context.Context, r NodesRequest) (addresses []string
 	if err := group.Wait(); err != nil || !r.Another {
 		return addresses, err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return addresses, d.list(ctx, i, r, addresses[0], true)
 }
 
 // stopNode takes a node out of its shard and ends its process.
 func (d *Demo) stopNode(ctx context.Context, region int, r NodesRequest) error {
-	if err := d.list(ctx, region, r, r.Stop, false); err != nil {
-		return err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	i := slices.IndexFunc(d.processes, func(p *process.Process) bool { return p.PID() == d.pids[r.Stop] })
 	if i < 0 {
 		return fmt.Errorf("%s is no node that the demo runs", r.Stop)
+	}
+	if err := d.list(ctx, region, r, r.Stop, false); err != nil {
+		return err
 	}
 	p := d.processes[i]
 	d.processes = slices.Delete(d.processes, i, i+1)
@@ -136,10 +138,8 @@ func (d *Demo) stopNode(ctx context.Context, region int, r NodesRequest) error {
 	return nil
 }
 
-// list has the control planes know of a node, or forget it.
+// list has the control planes know of a node, or forget it. The caller holds the lock.
 func (d *Demo) list(ctx context.Context, region int, r NodesRequest, address string, add bool) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.layout.options.consul() {
 		client, err := consul.New(mesh.ConsulSpec{Address: d.layout.regions[region].consul.Address()})
 		if err != nil {

@@ -211,10 +211,8 @@ func TestFullRecipient(t *testing.T) {
 		t.Errorf("of %d keys: %+v", len(moving), now)
 	}
 	// What changes after it was copied must not stay there as it was.
-	changed := 0
 	for _, key := range moving {
 		p.do(p.from(key), "SET", key, "new")
-		changed++
 	}
 	p.until(handoff.Drain)
 	for _, key := range moving {

@@ -26,7 +26,8 @@ type pool struct {
 	before *ring.Ring
 	after  *ring.Ring
 	*handoff.Mover
-	stop func()
+	stop     func()
+	unlinked int64 // by Movers before
 }
 
 // shardNode is a shard's primary.
@@ -110,6 +111,9 @@ func (p *pool) to(key string) string   { return p.spec.To[p.after.Find([]byte(ke
 func (p *pool) move() {
 	p.t.Helper()
 	p.stop()
+	if p.Mover != nil {
+		p.unlinked += p.Progress().Unlinked
+	}
 	spec := p.spec
 	spec.From, spec.To = p.placed(spec.From), p.placed(spec.To)
 	var err error

@@ -182,16 +182,7 @@ func TestOtherOwnerHangs(t *testing.T) {
 	if err := m.other.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "what was kept is removed", func() bool { return m.both.Kept("p") == 0 && m.thereOf(t, k) == 0 })
-}
-
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not yet: %s", what)
-		}
-	}
+	wait(t, "what was kept is removed", func() bool { return m.both.Kept("p") == 0 && m.thereOf(t, k) == 0 })
 }
 
 func TestLogins(t *testing.T) {
@@ -204,7 +195,7 @@ func TestLogins(t *testing.T) {
 	defer control.Close()
 	m.view.Login = 1
 	m.Update(m.view)
-	eventually(t, "all is as the view says", m.Settled)
+	wait(t, "all is as the view says", m.Settled)
 	if err := control.Fence(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -252,10 +243,10 @@ func TestSettling(t *testing.T) {
 			v.Pair = nil
 		}
 		m.Update(v)
-		eventually(t, "all is as the view says", m.Settled)
+		wait(t, "all is as the view says", m.Settled)
 		if v.Pair != nil {
 			m.copied(t, m.away[0])
-			eventually(t, "a write has removed it elsewhere", func() bool { return m.thereOf(t, m.away[0]) == 0 })
+			wait(t, "a write has removed it elsewhere", func() bool { return m.thereOf(t, m.away[0]) == 0 })
 		}
 	}
 	close(stop)

@@ -96,29 +96,29 @@ func (d *deciding) handoff(pool string, h Handoff) {
 		if h.Step == mesh.Fencing {
 			h.From.Login = h.To.Login // lanes have it by now, and the one before may be gone
 		}
-		d.advanceTo(pool, h, mesh.Undoing, k)
+		d.advanceTo(pool, h, mesh.Undoing)
 	case !whole || len(k.waits) > 0 || k.ran != move || d.held[pool]:
 	case h.Step == mesh.Copying:
-		d.advanceTo(pool, h, mesh.Preparing, k)
+		d.advanceTo(pool, h, mesh.Preparing)
 	case h.Step == mesh.Preparing:
-		d.advanceTo(pool, h, mesh.Fencing, k)
+		d.advanceTo(pool, h, mesh.Fencing)
 	case h.Step == mesh.Fencing:
 		if d.allWell(h) {
-			d.flip(pool, h, k)
+			d.flip(pool, h)
 		}
 	case h.Step == mesh.Flipping:
 		// What was sent to a donor before takes as long to be carried out.
 		if d.now.Sub(k.passed) >= d.config.OpTimeout {
-			d.advanceTo(pool, h, mesh.Purging, k)
+			d.advanceTo(pool, h, mesh.Purging)
 		}
 	case h.Step == mesh.Purging:
 		if why := d.unread[pool]; why != "" {
 			k.problem = errors.New(why)
 		} else {
-			d.endHandoff(pool, h, k, HandoffDone)
+			d.endHandoff(pool, h, HandoffDone)
 		}
 	case h.Step == mesh.Undoing:
-		d.endHandoff(pool, h, k, HandoffUndone)
+		d.endHandoff(pool, h, HandoffUndone)
 	}
 }
 
@@ -219,16 +219,16 @@ func (d *deciding) inSync(shard string, s Shard) bool {
 }
 
 // flip has the next ring served.
-func (d *deciding) flip(pool string, h Handoff, k *moving) {
+func (d *deciding) flip(pool string, h Handoff) {
 	d.touch()
 	h.To.Since = d.config.Wall(d.now)
 	d.next.Rings[pool] = h.To
-	d.advanceTo(pool, h, mesh.Flipping, k)
+	d.advanceTo(pool, h, mesh.Flipping)
 }
 
 // advanceTo ends a step and begins another.
-func (d *deciding) advanceTo(pool string, h Handoff, step mesh.HandoffStep, k *moving) {
-	h = d.ended(pool, h, k)
+func (d *deciding) advanceTo(pool string, h Handoff, step mesh.HandoffStep) {
+	h = d.ended(pool, h)
 	h.Step = step
 	d.setHandoff(pool, h)
 	reason := string(step)
@@ -239,7 +239,7 @@ func (d *deciding) advanceTo(pool string, h Handoff, step mesh.HandoffStep, k *m
 }
 
 // ended notes that a step is over, and who was late for it.
-func (d *deciding) ended(pool string, h Handoff, k *moving) Handoff {
+func (d *deciding) ended(pool string, h Handoff) Handoff {
 	h.Steps = append(slices.Clone(h.Steps), Step{string(h.Step), ms(d.config.Wall(d.now).Sub(h.Begun))})
 	if h.Step == mesh.Copying || h.Step == mesh.Purging || h.Undo != "" && h.Step != mesh.Undoing {
 		return h
@@ -262,8 +262,8 @@ func (d *deciding) ended(pool string, h Handoff, k *moving) Handoff {
 }
 
 // endHandoff ends a handoff, done or undone.
-func (d *deciding) endHandoff(pool string, h Handoff, k *moving, kind Kind) {
-	h = d.ended(pool, h, k)
+func (d *deciding) endHandoff(pool string, h Handoff, kind Kind) {
+	h = d.ended(pool, h)
 	d.touch()
 	stays := h.To
 	if kind == HandoffUndone {

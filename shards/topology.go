@@ -41,6 +41,7 @@ func (s State) serve(offered []mesh.Shard, r Ring) (all []mesh.Shard, waits []st
 	}
 	return all, waits
 }
+
 func withState(shard mesh.Shard, s Shard) mesh.Shard {
 	shard.Epoch = s.Epoch
 	switch {

@@ -35,9 +35,9 @@ func (r *reshape) register(cmd *cobra.Command) {
 func (r *reshape) registerLimits(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVarP(&r.yes, "yes", "y", false, "do not ask")
-	f.IntVar(&r.Limits.KeysPerSecond, "keys-per-second", 0, "copy at most so many keys a second (default: as many as the other limits allow)")
-	f.IntVar(&r.Limits.BytesPerSecond, "bytes-per-second", 0, "copy at most so many bytes a second")
-	f.Float64Var(&r.Limits.DonorCPU, "donor-cpu", 0, "share of one core that a shard which gives keys may use in all, before copying slows down")
+	f.IntVar(&r.Limits.KeysPerSecond, "keys-per-second", 0, "copy at most so many keys a second (default 5000)")
+	f.IntVar(&r.Limits.BytesPerSecond, "bytes-per-second", 0, "copy at most so many bytes a second (default 64 MiB)")
+	f.Float64Var(&r.Limits.DonorCPU, "donor-cpu", 0, "share of one core that a shard which gives keys may use in all, before copying slows down (default 0.7)")
 }
 
 const handoffText = `Keys that change their shard are copied first, while the old shards serve, and sidecars go to the new ring when little is missing: no cache
@@ -54,19 +54,7 @@ Its nodes are those of --node, which must be empty, or else those that are regis
 		Example: `  cachemesh shard add --pool timelines --region us-east --node 10.0.0.9:6379 --node 10.0.1.9:6379
   cachemesh shard add timelines-7 --pool timelines --weight 2 --yes -o json`,
 		Args: args(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if r.pool == "" {
-				return usage("name the pool with --pool")
-			}
-			if len(args) > 0 {
-				r.Shard = args[0]
-			}
-			p, err := r.plane(cmd, func(s controlplane.Status) bool { return len(poolOf(s, r.pool)) > 0 }, fmt.Sprintf("pool %q", r.pool))
-			if err != nil {
-				return err
-			}
-			return r.begin(cmd, p)
-		},
+		RunE: r.inPool(r.begin),
 	}
 	r.register(cmd)
 	r.registerLimits(cmd)
@@ -92,7 +80,7 @@ Its nodes may be stopped afterwards. With coherent routes it ends when all regio
 		Example:           `  cachemesh shard remove timelines-3 --region us-east`,
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: r.from.complete(&r.region, shardNames),
-		RunE:              r.ofShard(func([]string) error { return nil }),
+		RunE:              r.ofShard(noMore, r.begin),
 	}
 	r.register(cmd)
 	r.registerLimits(cmd)
@@ -108,7 +96,7 @@ func newShardWeigh() *cobra.Command {
 		Example:           `  cachemesh shard weigh timelines-3 2 --region us-east`,
 		Args:              args(cobra.ExactArgs(2)),
 		ValidArgsFunction: r.from.complete(&r.region, shardNames),
-		RunE:              r.ofShard(r.weigh),
+		RunE:              r.ofShard(r.weigh, r.begin),
 	}
 	r.register(cmd)
 	r.registerLimits(cmd)
@@ -124,8 +112,28 @@ func (r *reshape) weigh(args []string) error {
 	return nil
 }
 
+// noMore is of a command whose arguments name the shard and nothing else.
+func noMore([]string) error { return nil }
+
+// inPool runs what is about a shard that may be named, and is to come to a pool.
+func (r *reshape) inPool(run func(*cobra.Command, plane) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if r.pool == "" {
+			return usage("name the pool with --pool")
+		}
+		if len(args) > 0 {
+			r.Shard = args[0]
+		}
+		p, err := r.plane(cmd, func(s controlplane.Status) bool { return len(poolOf(s, r.pool)) > 0 }, fmt.Sprintf("pool %q", r.pool))
+		if err != nil {
+			return err
+		}
+		return run(cmd, p)
+	}
+}
+
 // ofShard runs what is about a shard that is there.
-func (r *reshape) ofShard(read func(args []string) error) func(*cobra.Command, []string) error {
+func (r *reshape) ofShard(read func(args []string) error, run func(*cobra.Command, plane) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := read(args); err != nil {
 			return err
@@ -137,7 +145,7 @@ func (r *reshape) ofShard(read func(args []string) error) func(*cobra.Command, [
 		}
 		s, _ := shardOf(p.status, r.Shard)
 		r.pool = s.Pool
-		return r.begin(cmd, p)
+		return run(cmd, p)
 	}
 }
 
@@ -231,19 +239,7 @@ func newPlanAdd() *cobra.Command {
 		Short:   "Say what adding a shard would move",
 		Example: "  cachemesh shard plan add --pool timelines --region us-east",
 		Args:    args(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if r.pool == "" {
-				return usage("name the pool with --pool")
-			}
-			if len(args) > 0 {
-				r.Shard = args[0]
-			}
-			p, err := r.plane(cmd, func(s controlplane.Status) bool { return len(poolOf(s, r.pool)) > 0 }, fmt.Sprintf("pool %q", r.pool))
-			if err != nil {
-				return err
-			}
-			return r.printPlanOf(cmd, p)
-		},
+		RunE:    r.inPool(r.printPlanOf),
 	}
 	r.register(cmd)
 	r.registerAdd(cmd)
@@ -253,26 +249,16 @@ func newPlanAdd() *cobra.Command {
 func newPlanOf(use string, kind shards.Reshape) *cobra.Command {
 	r := reshape{ReshapeRequest: controlplane.ReshapeRequest{Kind: kind}}
 	count := map[shards.Reshape]int{shards.RemoveShard: 1, shards.WeighShard: 2}[kind]
+	read := noMore
+	if kind == shards.WeighShard {
+		read = r.weigh
+	}
 	cmd := &cobra.Command{
 		Use:               use,
 		Short:             map[shards.Reshape]string{shards.RemoveShard: "Say what removing a shard would move", shards.WeighShard: "Say what another weight of a shard would move"}[kind],
 		Args:              args(cobra.ExactArgs(count)),
 		ValidArgsFunction: r.from.complete(&r.region, shardNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind == shards.WeighShard {
-				if err := r.weigh(args); err != nil {
-					return err
-				}
-			}
-			r.Shard = args[0]
-			p, err := r.plane(cmd, hasShard(r.Shard), fmt.Sprintf("shard %q", r.Shard))
-			if err != nil {
-				return err
-			}
-			s, _ := shardOf(p.status, r.Shard)
-			r.pool = s.Pool
-			return r.printPlanOf(cmd, p)
-		},
+		RunE:              r.ofShard(read, r.printPlanOf),
 	}
 	r.register(cmd)
 	return cmd

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -60,12 +61,7 @@ func (m *meshFlags) warmings(ctx context.Context, region string) (all []controlp
 		if len(failed) > 0 {
 			return nil, nil, nil, errors.Join(failed...)
 		}
-		var names []string
-		for name := range bases {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		return nil, nil, nil, usage("there is no region %q: the mesh has %s", region, strings.Join(names, ", "))
+		return nil, nil, nil, usage("there is no region %q: the mesh has %s", region, strings.Join(slices.Sorted(maps.Keys(bases)), ", "))
 	}
 	return all, bases, failed, nil
 }
@@ -181,7 +177,7 @@ func shortened(s string, most int) string {
 	return s
 }
 
-// warmRun is a run of a region, for `-o json`.
+// warmRuns are runs of regions, for `-o json`.
 type warmRuns struct {
 	Runs []controlplane.RunStatus `json:"runs"`
 }

@@ -1,9 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -78,17 +78,13 @@ func newWarmRemove() *cobra.Command {
 
 // applied sends the same to every region, or to one, and prints what came of it.
 func (f *warmFlags) applied(cmd *cobra.Command, bases map[string]string, failed []error, path string, body any, verb string) error {
-	var regions []string
-	for region := range bases {
-		if f.region == "" || f.region == region {
-			regions = append(regions, region)
-		}
+	regions := slices.Sorted(maps.Keys(bases))
+	if f.region != "" {
+		regions = []string{f.region}
 	}
-	slices.Sort(regions)
 	answers, refused := everywhere(regions, func(region string) (controlplane.PlansApplied, error) {
 		return post[controlplane.PlansApplied](cmd.Context(), &f.meshFlags, bases[region], path, body)
 	})
-	slices.SortFunc(answers, func(a, b controlplane.PlansApplied) int { return cmp.Compare(a.Region, b.Region) })
 	if err := f.out.print(cmd.OutOrStdout(), warmApplied{answers}, func(w io.Writer) {
 		for _, a := range answers {
 			fmt.Fprintf(w, "%s %s %s\n", a.Region, verb, strings.Join(a.Plans, ", "))

@@ -70,7 +70,7 @@ func (f *warmFlags) cost(ctx context.Context, region string, p controlplane.Plan
 	}
 	speed := 0.0
 	if p.Last != nil {
-		speed = p.Last.Speed()
+		speed = p.Last.PerSecond
 	}
 	estimate := func(keys, bytes uint64, basis string, args ...any) warmCost {
 		cost := warming.Estimate(p.Spec, keys, bytes, speed)

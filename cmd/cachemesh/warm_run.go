@@ -121,7 +121,7 @@ func (f *warmFlags) follow(cmd *cobra.Command, runs []controlplane.RunStatus) ([
 	}
 }
 
-// showRuns shows a bar of each run on a terminal, and a line of each that is over elsewhere.
+// showRuns shows a bar of each run on a terminal, and nothing elsewhere.
 func showRuns(w io.Writer) (show func([]controlplane.RunStatus), stop func()) {
 	if !isTerminal(w) {
 		return func([]controlplane.RunStatus) {}, func() {}
@@ -220,9 +220,8 @@ already stays, and nothing is evicted for it. Without --wait it goes on by itsel
 	flags.BoolVar(&wait, "wait", false, "show a progress bar until it is over")
 	f.out.register(cmd)
 	f.meshFlags.register(cmd)
-	all := new(string)
 	for _, flag := range []string{"from", "to"} {
-		cmd.RegisterFlagCompletionFunc(flag, f.complete(all, func(s controlplane.Status, _ []string) []string { return []string{s.Region} }))
+		cmd.RegisterFlagCompletionFunc(flag, f.complete(new(string), func(s controlplane.Status, _ []string) []string { return []string{s.Region} }))
 	}
 	return cmd
 }
@@ -299,10 +298,7 @@ func (f *warmFlags) watch(cmd *cobra.Command, active func(controlplane.RunStatus
 		} else {
 			printProgress(cmd.OutOrStdout(), runs)
 		}
-		for _, err := range failed {
-			fmt.Fprintln(cmd.ErrOrStderr(), "error:", err)
-		}
-		if len(runs) == 0 && len(failed) == 0 {
+		if report(cmd, failed) == nil && len(runs) == 0 {
 			return nil
 		}
 		select {
