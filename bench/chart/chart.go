@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"image/color"
+	"strconv"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -38,12 +39,22 @@ var colors = []color.RGBA{{0, 114, 178, 255}, {213, 94, 0, 255}, {0, 158, 115, 2
 
 const width, height = 9 * vg.Inch, 3.6 * vg.Inch
 
+// ticks are the usual ones, all labelled, with no more digits than they need.
+func ticks(low, high float64) []plot.Tick {
+	all := plot.DefaultTicks{}.Ticks(low, high)
+	for i := range all {
+		all[i].Label = strconv.FormatFloat(all[i].Value, 'g', 4, 64)
+	}
+	return all
+}
+
 // SVG draws the chart.
 func (l Lines) SVG() ([]byte, error) {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = l.Title, l.X, l.Y
 	p.Title.Padding = vg.Points(8)
 	p.Legend.Top, p.Legend.Left, p.Legend.XOffs = false, true, vg.Points(8)
+	p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(ticks), plot.TickerFunc(ticks)
 	p.Add(plotter.NewGrid())
 	for i, s := range l.Series {
 		points := make(plotter.XYs, len(s.X))

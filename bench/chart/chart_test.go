@@ -35,7 +35,7 @@ func TestSVG(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"Hit rate", "seconds", "share", "one", "other & more", "added"} {
+	for _, want := range []string{"Hit rate", "seconds", "share", "one", "other & more", "added", "0.2", "0.8"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the chart does not say %q", want)
 		}
