@@ -46,6 +46,11 @@ func (l *clientLoad) waitMore(t *testing.T, n int64) {
 	t.Helper()
 	from := l.sent.Load()
 	eventually(t, func() error {
+		select {
+		case <-l.done:
+			t.Fatalf("request %d failed: %v", l.sent.Load(), l.err)
+		default:
+		}
 		if got := l.sent.Load() - from; got < n {
 			return fmt.Errorf("%d requests answered, want %d", got, n)
 		}
