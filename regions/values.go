@@ -26,14 +26,8 @@ const (
 	pageTime  = 100 * time.Millisecond
 	// MaxFetch is how many keys are fetched at once.
 	MaxFetch = 1000
-	// fetchBytes is about how much of values is asked of a shard at once, and fetchAtOnce how many keys at most: meanwhile it serves nobody else.
-	fetchBytes  = 64 << 10
-	fetchAtOnce = 256
-	fetchFirst  = 16
 	// MaxValue bounds a value that is told.
 	MaxValue = 4 << 20
-	// maxTold bounds what is told at once, as long as no single value is larger.
-	maxTold = 8 << 20
 	// askers is how many requests for values are answered at a time.
 	askers = 4
 )
@@ -43,13 +37,13 @@ type values struct {
 	applier *Applier
 	asking  chan struct{} // a token for each request that is answered now
 
-	mu     sync.Mutex
-	idle   map[*place][]*node.Pipe
-	atOnce map[*place]int // how many keys gave about fetchBytes the last time
+	mu    sync.Mutex
+	idle  map[*place][]*node.Pipe
+	usual map[*place]usual
 }
 
 func newValues(a *Applier) *values {
-	return &values{applier: a, asking: make(chan struct{}, askers), idle: map[*place][]*node.Pipe{}, atOnce: map[*place]int{}}
+	return &values{applier: a, asking: make(chan struct{}, askers), idle: map[*place][]*node.Pipe{}, usual: map[*place]usual{}}
 }
 
 // List tells a page of what is cached.
@@ -151,7 +145,7 @@ func (v *values) tidy(all bool) {
 			pipe.Close()
 		}
 		delete(v.idle, p)
-		delete(v.atOnce, p)
+		delete(v.usual, p)
 	}
 }
 
@@ -274,6 +268,7 @@ func (v *values) begin(ctx context.Context, pool string, prefix []byte) (*Page, 
 			}); err != nil {
 				return nil, err
 			}
+			v.forget(at)
 			page.Next = append(page.Next, s.Name+" 0")
 		}
 	}
@@ -355,148 +350,6 @@ func scan(p *node.Pipe, cursor uint64, prefix []byte, count int, wanted func(key
 		keys[i], at = arena[at:end], end
 	}
 	return keys, next, nil
-}
-
-// telling reads values of a shard and makes items of them.
-type telling struct {
-	pipe   *node.Pipe
-	items  []byte
-	keys   int
-	atOnce int // keys, as many as give about fetchBytes
-	out    []byte
-	ttls   []int
-	other  []int // keys whose values are no strings
-}
-
-func (v *values) telling(at *place, p *node.Pipe) *telling {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return &telling{pipe: p, atOnce: max(fetchFirst, v.atOnce[at])}
-}
-
-func (v *values) told(at *place, t *telling) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.atOnce[at] = t.atOnce
-}
-
-// all tells keys, and the values of as many as fit into a message.
-func (t *telling) all(keys [][]byte) error {
-	for len(keys) > 0 {
-		if len(t.items) >= maxTold {
-			for _, k := range keys {
-				t.items = appendItem(t.items, ItemLater, 0, k)
-			}
-			t.keys += len(keys)
-			return nil
-		}
-		n := min(len(keys), t.atOnce)
-		if err := t.some(keys[:n]); err != nil {
-			return err
-		}
-		keys = keys[n:]
-	}
-	return nil
-}
-
-// some asks for the times to live before the values: a value that is newer than its time to live ends too early, never too late, unless
-// it was given less meanwhile.
-func (t *telling) some(keys [][]byte) error {
-	out := t.out[:0]
-	for _, k := range keys {
-		out = resp.AppendBulk(append(out, "*2\r\n$4\r\nPTTL\r\n"...), k)
-	}
-	out = resp.AppendBulk(resp.AppendArray(out, 1+len(keys)), "MGET")
-	for _, k := range keys {
-		out = resp.AppendBulk(out, k)
-	}
-	if t.out = out; t.pipe.Send(out) != nil {
-		return errors.New("a shard takes no more")
-	}
-	t.ttls, t.other = t.ttls[:0], t.other[:0]
-	for range keys {
-		ms, err := t.pipe.Integer()
-		if err != nil {
-			return err
-		}
-		t.ttls = append(t.ttls, ms)
-	}
-	if _, err := t.pipe.Array(); err != nil {
-		return err
-	}
-	size := 0
-	for i, k := range keys {
-		n, err := t.pipe.Bulk()
-		if err != nil {
-			return err
-		}
-		if n < 0 && t.ttls[i] != gone {
-			t.other = append(t.other, i)
-			continue
-		}
-		if err := t.item(ItemString, i, k, n); err != nil {
-			return err
-		}
-		size += max(n, 0)
-	}
-	t.keys += len(keys)
-	for _, i := range t.other {
-		n, err := t.dump(i, keys[i])
-		if err != nil {
-			return err
-		}
-		size += n
-	}
-	t.atOnce = max(1, min(fetchAtOnce, 4*t.atOnce, fetchBytes*len(keys)/(size+1)))
-	return nil
-}
-
-// gone is the time to live of what is not there.
-const gone = -2
-
-// item reads the value's n bytes. -1 is that there is none.
-func (t *telling) item(kind byte, i int, key []byte, n int) (err error) {
-	switch {
-	case n < 0:
-		t.items = appendItem(t.items, ItemMissing, 0, key)
-	case n > MaxValue:
-		t.items = appendItem(t.items, ItemLarge, 0, key)
-		err = t.pipe.Skip(n)
-	default:
-		t.items = appendLength(appendItem(t.items, kind, max(t.ttls[i], 0), key), n)
-		t.items, err = t.pipe.Take(t.items, n)
-	}
-	return err
-}
-
-// dump reads a value of any type, unless it is so large that the shard would take long to tell it.
-func (t *telling) dump(i int, key []byte) (size int, err error) {
-	if err := t.pipe.Send(resp.AppendCommand(t.out[:0], "MEMORY", "USAGE", string(key))); err != nil {
-		return 0, err
-	}
-	l, err := t.pipe.Line()
-	if err != nil {
-		return 0, err
-	}
-	if l[0] == '$' { // nil
-		return 0, t.item(ItemDump, i, key, -1)
-	}
-	used, err := node.Length(l, ':')
-	if err != nil {
-		return 0, err
-	}
-	if used > 2*MaxValue {
-		t.items = appendItem(t.items, ItemLarge, 0, key)
-		return 0, nil
-	}
-	if err := t.pipe.Send(resp.AppendCommand(t.out[:0], "DUMP", string(key))); err != nil {
-		return 0, err
-	}
-	n, err := t.pipe.Bulk()
-	if err != nil {
-		return 0, err
-	}
-	return max(n, 0), t.item(ItemDump, i, key, n)
 }
 
 // fetch tells what is under keys, as far as it fits into a message.

@@ -201,6 +201,59 @@ func TestARegionTellsWhatIsUnderKeys(t *testing.T) {
 	}
 }
 
+// Times to live are not asked for while no key of a shard has one. One that gets its first is told, and so is what has it beside strings.
+func TestTimesToLiveAreToldOnceThereAreAny(t *testing.T) {
+	r := newRegion(t, "here", 1)
+	r.update()
+	c, shard := asking(t, r), r.nodes[0].client
+	const keys = 3000
+	for i := range keys {
+		shard.Set(t.Context(), fmt.Sprint("user:", i), "value", 0)
+	}
+	shard.HSet(t.Context(), "user:hash", "a", "b")
+	ends := func(want ...string) {
+		t.Helper()
+		got, n := map[string]bool{}, 0
+		for _, i := range listed(t, c, &ListRequest{Hello: helloTo(r), Prefix: []byte("user:")}) {
+			n++
+			if i.TTL > time.Hour || i.TTL > 0 && i.TTL < 59*time.Minute {
+				t.Errorf("%s lives for %v", i.Key, i.TTL)
+			}
+			if i.TTL > 0 {
+				got[string(i.Key)] = true
+			}
+		}
+		if n != keys+1 || len(got) != len(want) {
+			t.Errorf("%d keys of %d are listed, with a time to live %v, want %v", n, keys+1, got, want)
+		}
+		for _, k := range want {
+			if !got[k] {
+				t.Errorf("%s is listed without a time to live", k)
+			}
+		}
+	}
+	pttls := func() (n int) {
+		t.Helper()
+		fmt.Sscanf(shard.InfoMap(t.Context(), "commandstats").Val()["Commandstats"]["cmdstat_pttl"], "calls=%d", &n)
+		return n
+	}
+	ends()
+	if n := pttls(); n > 1 { // of the hash
+		t.Errorf("%d keys were asked for a time to live, and none has one", n)
+	}
+	shard.Expire(t.Context(), "user:7", time.Hour)
+	ends("user:7")
+	shard.Expire(t.Context(), "user:hash", time.Hour)
+	ends("user:7", "user:hash")
+	before := pttls()
+	shard.Persist(t.Context(), "user:7")
+	shard.Persist(t.Context(), "user:hash")
+	ends()
+	if n := pttls() - before; n > 1 {
+		t.Errorf("%d keys were asked for a time to live, and none has one any more", n)
+	}
+}
+
 func TestValuesAreForOtherRegionsOnly(t *testing.T) {
 	r := newRegion(t, "here", 1)
 	r.update()

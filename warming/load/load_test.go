@@ -228,7 +228,7 @@ func TestARegionIsCopied(t *testing.T) {
 	}
 }
 
-// TestSpeed tells what a key costs: WARM_KEYS=1000000 go test -run TestSpeed -v.
+// TestSpeed tells what a key costs: WARM_KEYS=1000000 WARM_PREFIX=user: WARM_TTL=1h go test -run TestSpeed -v.
 func TestSpeed(t *testing.T) {
 	keys := 20_000
 	fmt.Sscan(os.Getenv("WARM_KEYS"), &keys)
@@ -238,7 +238,8 @@ func TestSpeed(t *testing.T) {
 	if p := os.Getenv("WARM_PREFIX"); p != "" {
 		prefix = p
 	}
-	from.fill(prefix, keys, time.Hour)
+	ttl, _ := time.ParseDuration(os.Getenv("WARM_TTL"))
+	from.fill(prefix, keys, ttl)
 	linked(from, to)
 	run := copyOf(from, to, prefix)
 	q := to.queue(&run)
