@@ -96,8 +96,8 @@ var (
 		{nodeDesc("cachemesh_shard_memory_limit_bytes", "Memory at which the node evicts or refuses; 0 is no limit."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.MemoryLimitBytes) }},
 		{nodeDesc("cachemesh_shard_clients", "Connections to the node."), prometheus.GaugeValue, func(s NodeStatus) float64 { return float64(s.Clients) }},
 		{nodeDesc("cachemesh_shard_commands_total", "Commands that the node has run."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Commands) }},
-		{nodeDesc("cachemesh_shard_hits_total", "Look-ups that found their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Hits) }},
-		{nodeDesc("cachemesh_shard_misses_total", "Look-ups that did not find their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Misses) }},
+		{nodeDesc("cachemesh_shard_hits_total", "Look-ups by applications that found their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Hits) }},
+		{nodeDesc("cachemesh_shard_misses_total", "Look-ups by applications that did not find their key."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Misses) }},
 		{nodeDesc("cachemesh_shard_evictions_total", "Keys that the node evicted for want of memory."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Evictions) }},
 		{nodeDesc("cachemesh_shard_expirations_total", "Keys whose time to live ended."), prometheus.CounterValue, func(s NodeStatus) float64 { return float64(s.Expirations) }},
 	}

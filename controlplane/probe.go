@@ -13,6 +13,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/shards"
 )
 
@@ -40,7 +41,7 @@ type NodeStatus struct {
 	OpsPerSecond     int64    `json:"ops_per_second"`
 	Clients          int64    `json:"clients"`
 	Commands         int64    `json:"commands"`
-	Hits             int64    `json:"hits"`
+	Hits             int64    `json:"hits"` // of look-ups by applications, see package lookups
 	Misses           int64    `json:"misses"`
 	Evictions        int64    `json:"evictions"`
 	Expirations      int64    `json:"expirations"`
@@ -64,6 +65,7 @@ type ReplicationStatus struct {
 
 type sample struct {
 	at           time.Time
+	life         string // of the node, its run_id
 	hits, misses int64
 	commands     int64
 }
@@ -203,7 +205,7 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	s := NodeStatus{Address: n.Address, Role: string(n.Role)}
-	info, err := client.InfoMap(ctx, "server", "clients", "memory", "stats", "replication", "keyspace").Result()
+	info, err := client.InfoMap(ctx, append([]string{"server", "clients", "memory", "replication", "keyspace"}, lookups.Sections...)...).Result()
 	if err != nil {
 		s.Error = err.Error()
 		return s
@@ -224,8 +226,7 @@ func (p *prober) probe(ctx context.Context, n mesh.Node, access *mesh.RedisAcces
 	s.MemoryLimitBytes = number("Memory", "maxmemory")
 	s.OpsPerSecond = number("Stats", "instantaneous_ops_per_sec")
 	s.Commands = number("Stats", "total_commands_processed")
-	s.Hits = number("Stats", "keyspace_hits")
-	s.Misses = number("Stats", "keyspace_misses")
+	s.Hits, s.Misses = lookups.Of(info)
 	s.Evictions = number("Stats", "evicted_keys")
 	s.Expirations = number("Stats", "expired_keys")
 	s.Clients = number("Clients", "connected_clients")
@@ -241,10 +242,14 @@ func (p *prober) keep(s NodeStatus, now time.Time) {
 		return
 	}
 	history := p.history[s.Address]
-	if n := len(history); n > 0 && (history[n-1].commands > s.Commands || history[n-1].hits > s.Hits || history[n-1].misses > s.Misses) {
-		history = nil // it restarted
+	if n := len(history); n > 0 {
+		if before := history[n-1]; before.life != s.RunID || before.commands > s.Commands || before.misses > s.Misses {
+			history = nil // it restarted, or was told to count anew
+		} else {
+			s.Hits = max(s.Hits, before.hits)
+		}
 	}
-	history = append(history, sample{at: now, hits: s.Hits, misses: s.Misses, commands: s.Commands})
+	history = append(history, sample{at: now, life: s.RunID, hits: s.Hits, misses: s.Misses, commands: s.Commands})
 	for now.Sub(history[0].at) > recent {
 		history = history[1:]
 	}

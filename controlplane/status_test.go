@@ -47,8 +47,9 @@ func TestAlertsNameWhatNeedsAPerson(t *testing.T) {
 func TestRecentHitRateForgetsAndSurvivesARestart(t *testing.T) {
 	p := newProber()
 	now := time.Unix(1_000_000, 0)
+	life := "first"
 	keep := func(after time.Duration, hits, misses int64) *float64 {
-		p.keep(NodeStatus{Address: "a", Up: true, Hits: hits, Misses: misses}, now.Add(after))
+		p.keep(NodeStatus{Address: "a", Up: true, RunID: life, Hits: hits, Misses: misses}, now.Add(after))
 		return p.last["a"].RecentHitRate
 	}
 	if r := keep(0, 1000, 1000); r != nil {
@@ -60,6 +61,10 @@ func TestRecentHitRateForgetsAndSurvivesARestart(t *testing.T) {
 	if r := keep(70*time.Second, 1090, 1110); r == nil || *r != 0 {
 		t.Errorf("rate %v, want 0: the first probe is more than a minute old", r)
 	}
+	if keep(71*time.Second, 1089, 1110); p.last["a"].Hits != 1090 {
+		t.Errorf("%d hits, fewer than before", p.last["a"].Hits)
+	}
+	life = "second"
 	if r := keep(72*time.Second, 3, 1); r != nil {
 		t.Errorf("rate %v after a restart, want none", *r)
 	}

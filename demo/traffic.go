@@ -9,12 +9,12 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/process"
 )
 
@@ -33,7 +33,7 @@ type Traffic struct {
 	Checked      int64    `json:"checked"` // answers held against the database
 	Wrong        int64    `json:"wrong"`
 	HitRate      *float64 `json:"hit_rate"`       // as the applications count, over the last 30 s
-	RedisHitRate *float64 `json:"redis_hit_rate"` // as Redis counts, over the same time
+	RedisHitRate *float64 `json:"redis_hit_rate"` // as Redis counts what they look for, over the same time
 	DBReads      int64    `json:"db_reads"`
 	CacheErrors  int64    `json:"cache_errors"`
 }
@@ -229,12 +229,13 @@ func (m *regionMeter) sample(ctx context.Context) {
 	}
 	roles, seen := map[string]string{}, map[string]hits{}
 	for address, client := range m.nodes {
-		info, err := client.InfoMap(ctx, "stats", "replication").Result()
+		info, err := client.InfoMap(ctx, append([]string{"replication"}, lookups.Sections...)...).Result()
 		if err != nil {
 			roles[address] = "down"
 			continue
 		}
-		seen[address] = hits{number(info["Stats"]["keyspace_hits"]), number(info["Stats"]["keyspace_misses"])}
+		found, missed := lookups.Of(info)
+		seen[address] = hits{found, missed}
 		roles[address] = "replica"
 		if info["Replication"]["role"] == "master" {
 			roles[address] = "primary"
@@ -335,11 +336,6 @@ func rate(hits, misses int64) *float64 {
 	}
 	r := float64(hits) / float64(hits+misses)
 	return &r
-}
-
-func number(s string) int64 {
-	n, _ := strconv.ParseInt(s, 10, 64)
-	return n
 }
 
 // appStats is what is used of an application's /stats.

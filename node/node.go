@@ -96,6 +96,7 @@ func (c *Client) look(ctx context.Context, r redis.Cmdable) (n shards.Node, hidd
 	var epoch *redis.StringCmd
 	n, hidden, err = c.ask(ctx, r, func(p redis.Pipeliner) redis.Cmder {
 		epoch = p.Get(ctx, EpochKey)
+		p.Echo(ctx, "") // see lookups
 		return epoch
 	})
 	if err == nil {
@@ -114,7 +115,7 @@ func (c *Client) ask(ctx context.Context, r redis.Cmdable, command func(redis.Pi
 	if err = cmp.Or(server.Err(), replication.Err()); err == nil && !isReply(reply.Err()) {
 		err = reply.Err()
 	}
-	if err == nil && reply.Err() == nil {
+	if err == nil && reply.Err() == nil && server.Val() == "" {
 		err = failed // of a login that was refused no command knows
 	}
 	if err != nil {

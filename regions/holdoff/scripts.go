@@ -1,6 +1,10 @@
 package holdoff
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/cachemesh/cachemesh/node/lookups"
+)
 
 // Small as what they write is, it must not be lost on a node whose memory is full.
 const allowOOM = "#!lua flags=allow-oom\n"
@@ -8,16 +12,16 @@ const allowOOM = "#!lua flags=allow-oom\n"
 // widen holds all keys that begin with a prefix.
 var widen = `
 local function widen(till, prefix)
-  if redis.call('ZCARD', prefixes) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
+  if (look('ZCARD', prefixes) or 0) >= ` + fmt.Sprint(maxPrefixes) + ` then prefix = '' end
   redis.call('ZADD', prefixes, 'GT', till, prefix)
   redis.call('ZADD', held, 'GT', till + 0.25, prefixes)
 end`
 
 // beginScript takes prefixes and their milliseconds.
-var beginScript = script(allowOOM + `
+var beginScript = script(allowOOM + lookups.Lua + `
 local held, prefixes = KEYS[1], KEYS[2]
 local life = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-if redis.call('GET', KEYS[3]) == life then return 0 end
+if look('GET', KEYS[3]) == life then return 0 end
 redis.call('SET', KEYS[3], life)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)` + widen + `
@@ -26,7 +30,7 @@ return 1`)
 
 // noteScript takes the state of the marks, the counts of marks and prefixes, the keys of the marks, their milliseconds, the prefixes with
 // theirs, and written keys. A mark never ends sooner than the one before. It calls little while nothing is held.
-var noteScript = script(allowOOM + `
+var noteScript = script(allowOOM + lookups.Lua + `
 local held, prefixes = KEYS[1], KEYS[2]
 local state, marks, wide, at = ARGV[1] / 4, tonumber(ARGV[2]), tonumber(ARGV[3]), 4
 -- EXISTS would be a hit or miss of the cache.
@@ -42,7 +46,7 @@ local function clock()
 end
 local room
 local function full()
-  room = room or ` + fmt.Sprint(MaxMarks) + ` - redis.call('ZCARD', held)
+  room = room or ` + fmt.Sprint(MaxMarks) + ` - (look('ZCARD', held) or 0)
   return room <= 0
 end
 ` + widen + `
@@ -57,7 +61,7 @@ if marks > 0 then
     local to, add, n = math.min(from + 999, at + marks - 1), {}, 0
     for i = from, to do
       local key, ms = ARGV[i], ARGV[i + marks]
-      if room >= marks or room > 0 or redis.call('ZSCORE', held, key) then
+      if room >= marks or room > 0 or look('ZSCORE', held, key) then
         local score = scores[ms]
         if not score then
           score = string.format('%.2f', clock() + ms + state)
@@ -81,11 +85,11 @@ end
 local suspect, wides = 0, {}
 if at <= #ARGV and there(prefixes) then
   redis.call('ZREMRANGEBYSCORE', prefixes, '-inf', clock())
-  wides = redis.call('ZRANGE', prefixes, 0, -1, 'WITHSCORES')
+  wides = look('ZRANGE', prefixes, 0, -1, 'WITHSCORES') or {}
 end
 for from = at, #ARGV, 1000 do
   local to = math.min(from + 999, #ARGV)
-  local scores = redis.call('ZMSCORE', held, unpack(ARGV, from, to))
+  local scores = look('ZMSCORE', held, unpack(ARGV, from, to)) or {}
   for i = from, to do
     local key, score = ARGV[i], tonumber(scores[i - from + 1] or 0)
     local till = math.floor(score)
@@ -112,21 +116,20 @@ return suspect`)
 // dueScript removes what is over, and returns how many that were, the time, and the key and the claim of each that other regions are to remove too.
 // A key that is there though nobody noted that it was written counts as written. A claim lies in the past, so that any new mark takes its place.
 // Of more marks than the bound, those that end first make room, and everything is held instead.
-var dueScript = script(allowOOM + `
+var dueScript = script(allowOOM + lookups.Lua + `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local clock = string.format('%.0f', now)
--- This is no hit or miss of the cache.
-if not redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '1') then return {'0', clock} end
-local size = redis.call('ZCARD', KEYS[1])
+local size = look('ZCARD', KEYS[1])
+if not size then return {'0', clock} end
 ` + fmt.Sprintf(`
 if size > %d then
-  local last = math.floor(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
+  local last = math.floor(look('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
   redis.call('ZREMRANGEBYRANK', KEYS[1], 0, size - %d - 1)
   redis.call('ZADD', KEYS[2], 'GT', last, '')
   redis.call('ZADD', KEYS[1], 'GT', last + 0.25, KEYS[2])
 end
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d)
+local due = look('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, %d) or {}
 local again, ended = {'0', clock}, 0
 local claim = string.format('%%.2f', now + 0.75)
 for i = 1, #due, 2 do
@@ -149,10 +152,10 @@ again[1] = tostring(ended)
 return again`, MaxMarks, MaxMarks, DueAtOnce, lease.Milliseconds()))
 
 // doneScript forgets keys unless they were marked since.
-var doneScript = script(allowOOM + `
+var doneScript = script(allowOOM + lookups.Lua + `
 local done = 0
 for i = 1, #ARGV, 2 do
-  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  local score = look('ZSCORE', KEYS[1], ARGV[i])
   if score and tonumber(score) == tonumber(ARGV[i + 1]) then done = done + redis.call('ZREM', KEYS[1], ARGV[i]) end
 end
 return done`)

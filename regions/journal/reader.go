@@ -156,13 +156,16 @@ func (r *Reader) look(ctx context.Context) (Batch, error) {
 	key := Key(r.at.Epoch)
 	// No transaction, since a full node refuses any.
 	pipe := r.redis.Pipeline()
-	made := pipe.Exists(ctx, key+":made")
+	made := pipe.MemoryUsage(ctx, key+":made") // EXISTS would be a hit of the cache
 	stream := pipe.XInfoStream(ctx, key)
-	entries := pipe.XRangeN(ctx, key, "("+r.at.ID.String(), "+", r.count)
+	entries := pipe.XRead(ctx, &redis.XReadArgs{Streams: []string{key, r.at.ID.String()}, Count: r.count, Block: -1})
 	_, err := pipe.Exec(ctx)
 	missing := isNoKey(stream.Err())
-	if missing {
-		err = cmp.Or(made.Err(), entries.Err())
+	if missing || errors.Is(err, redis.Nil) {
+		err = cmp.Or(unlessNil(made.Err()), unlessNil(entries.Err()))
+		if !missing {
+			err = cmp.Or(err, stream.Err())
+		}
 	}
 	if err != nil {
 		return Batch{}, r.shard.failed("look at the journal", err)
@@ -198,7 +201,10 @@ func (r *Reader) look(ctx context.Context) (Batch, error) {
 		return r.next(), nil // a replica that took over had less of it than the region
 	}
 	// What came after the journal was looked at is for the next time.
-	all := entries.Val()
+	var all []redis.XMessage
+	if streams := entries.Val(); len(streams) == 1 {
+		all = streams[0].Messages
+	}
 	seen := slices.IndexFunc(all, func(m redis.XMessage) bool {
 		id, err := ParseID(m.ID)
 		return err == nil && id.Compare(last) > 0
@@ -279,6 +285,14 @@ func (r *Reader) batch(from Cursor, messages []redis.XMessage) (Batch, error) {
 	}
 	b.Behind = r.added - min(r.added, b.To.Read)
 	return b, bad
+}
+
+// unlessNil is an error, but not that there is nothing.
+func unlessNil(err error) error {
+	if errors.Is(err, redis.Nil) {
+		return nil
+	}
+	return err
 }
 
 func isNoKey(err error) bool {

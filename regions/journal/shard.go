@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/node/lookups"
 )
 
 const reserved = mesh.ReservedPrefix
@@ -39,7 +40,7 @@ func (s *Shard) Epoch() uint64 { return s.epoch }
 var makeOnce = redis.NewScript(allowOOM + `if redis.call('SET', KEYS[1], '1', 'NX') then redis.call('XADD', KEYS[2], '*', 'e', ARGV[1]) end`)
 
 // remake makes a journal of which it is known that it was lost.
-var remake = redis.NewScript(allowOOM + `if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[1], '1') redis.call('XADD', KEYS[2], '*', 'e', ARGV[1]) end`)
+var remake = redis.NewScript(allowOOM + `if not redis.call('MEMORY', 'USAGE', KEYS[2], 'SAMPLES', '1') then redis.call('SET', KEYS[1], '1') redis.call('XADD', KEYS[2], '*', 'e', ARGV[1]) end`)
 
 func (s *Shard) make(ctx context.Context, how *redis.Script) error {
 	key := Key(s.epoch)
@@ -100,12 +101,12 @@ func (s *Shard) Cursors(ctx context.Context) (map[string]Cursor, error) {
 }
 
 // advance sets a cursor unless it is further: of two that read a journal, the slower one must not undo what the other did.
-var advance = redis.NewScript(allowOOM + `
+var advance = redis.NewScript(allowOOM + lookups.Lua + `
 local function parts(text)
   local e, m, s = string.match(text or '', '^(%d+) (%d+)-(%d+) %d+$')
   return {tonumber(e or -1), tonumber(m or -1), tonumber(s or -1)}
 end
-local old, new = parts(redis.call('HGET', KEYS[1], ARGV[1]) or ''), parts(ARGV[2])
+local old, new = parts(look('HGET', KEYS[1], ARGV[1]) or ''), parts(ARGV[2])
 for i = 1, 3 do
   if new[i] < old[i] then return 0 end
   if new[i] > old[i] then break end
@@ -122,18 +123,18 @@ var gapped = redis.NewScript(allowOOM + `redis.call('HSET', KEYS[2], ARGV[3], AR
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])`)
 
 // trimScript removes entries before the slowest cursor, and what is beyond the bounds. It returns the length that is left.
-var trimScript = redis.NewScript(`
+var trimScript = redis.NewScript(lookups.Lua + `
 local key, slowest, oldest, length, bytes = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-if redis.call('EXISTS', key) == 0 then return 0 end
+if not redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '1') then return 0 end
 if slowest ~= '' then redis.call('XTRIM', key, 'MINID', slowest) end
 redis.call('XTRIM', key, 'MINID', oldest)
 redis.call('XTRIM', key, 'MAXLEN', length)
 for i = 1, 10 do
-  local left, used = redis.call('XLEN', key), redis.call('MEMORY', 'USAGE', key)
+  local left, used = look('XLEN', key), redis.call('MEMORY', 'USAGE', key)
   if used <= bytes or left <= 1 then break end
   redis.call('XTRIM', key, 'MAXLEN', math.max(1, math.floor(left * bytes / used)))
 end
-return redis.call('XLEN', key)`)
+return look('XLEN', key)`)
 
 // Trim removes what all regions have, and what is older or more than the bounds allow. ahead is what Beat returned.
 func (s *Shard) Trim(ctx context.Context, regions []string, ahead time.Duration) error {
@@ -183,13 +184,9 @@ func (s *Shard) Length(ctx context.Context) (uint64, error) {
 	return uint64(info.EntriesAdded), nil
 }
 
-// readHash does not look for what is not there, which would be a miss of the cache each time.
-var readHash = redis.NewScript(`if redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '1') then return redis.call('HGETALL', KEYS[1]) end
-return {}`)
-
 // hash is one's fields; none if there is no such key.
 func (s *Shard) hash(ctx context.Context, key string) (map[string]string, error) {
-	flat, err := readHash.Run(ctx, s.redis, []string{key}).StringSlice()
+	flat, err := lookups.Hash.Run(ctx, s.redis, []string{key}).StringSlice()
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/mesh"
+	"github.com/cachemesh/cachemesh/node/lookups"
 )
 
 // Again is how long who has joined may write without joining again. One that has not done so for Gone writes no more.
@@ -56,13 +57,14 @@ type Writer struct {
 }
 
 // List returns all that have joined, by name.
-func List(ctx context.Context, c redis.Cmdable) ([]Writer, error) {
-	values, err := c.HGetAll(ctx, key).Result()
+func List(ctx context.Context, c redis.Scripter) ([]Writer, error) {
+	flat, err := lookups.Hash.Run(ctx, c, []string{key}).StringSlice()
 	if err != nil {
 		return nil, err
 	}
 	var all []Writer
-	for name, value := range values {
+	for i := 0; i+1 < len(flat); i += 2 {
+		name, value := flat[i], flat[i+1]
 		epoch, _, _ := strings.Cut(value, " ")
 		n, err := strconv.ParseUint(epoch, 10, 64)
 		if err != nil {
@@ -74,8 +76,8 @@ func List(ctx context.Context, c redis.Cmdable) ([]Writer, error) {
 	return all, nil
 }
 
-var forget = redis.NewScript("#!lua flags=allow-oom\n" + `for i = 1, #ARGV, 2 do
-  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+var forget = redis.NewScript("#!lua flags=allow-oom\n" + lookups.Lua + `for i = 1, #ARGV, 2 do
+  if look('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end`)
 
 // Forget forgets writers, but for those that have joined since they were listed.
