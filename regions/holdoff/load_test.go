@@ -1,9 +1,16 @@
 package holdoff
 
 import (
+	"bufio"
+	"bytes"
+	"io"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/resp"
 )
 
 func TestLoadKeepsOffWhatIsHeld(t *testing.T) {
@@ -40,5 +47,65 @@ func TestLoadKeepsOffWhatIsHeld(t *testing.T) {
 	}
 	if got := load(strings.Repeat("x", maxKey+1)); got != "hte" {
 		t.Errorf("a key that is too long for marks: %v", got)
+	}
+}
+
+func TestATransactionThatWatchesFailsOnceSomethingIsHeld(t *testing.T) {
+	s := startShard(t)
+	c := s.Conn()
+	defer c.Close()
+	do := func(args ...any) any {
+		t.Helper()
+		v, err := c.Do(t.Context(), args...).Result()
+		if err != nil && err != redis.Nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	watch := func() (last any) {
+		t.Helper()
+		r := bufio.NewReader(bytes.NewReader(AppendWatch(nil)))
+		for range WatchReplies {
+			command, err := resp.ReadCommand(r, resp.Limits{Arguments: 10, Bytes: 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var args []any
+			for _, a := range command {
+				args = append(args, a)
+			}
+			last = do(args...)
+		}
+		if _, err := r.Peek(1); err != io.EOF {
+			t.Errorf("there are more commands than %d", WatchReplies)
+		}
+		return last
+	}
+	exec := func() any {
+		t.Helper()
+		do("MULTI")
+		do("SET", "a", "1")
+		return do("EXEC")
+	}
+	for name, note := range map[string]Note{"a key": {Removed: marks(time.Minute, "held")}, "a prefix": {Prefixes: marks(time.Minute, "prefix:")}} {
+		s.do("FLUSHALL")
+		before := s.lookups()
+		if v := watch(); v != nil {
+			t.Fatalf("%s: while nothing is held, the look says %v", name, v)
+		}
+		if after := s.lookups(); after != before {
+			t.Errorf("%s: to look is %d hits or misses", name, after-before)
+		}
+		if exec() == nil {
+			t.Errorf("%s: a transaction failed while nothing is held", name)
+		}
+		watch()
+		s.note(note)
+		if v := exec(); v != nil {
+			t.Errorf("%s: a transaction did %v after something was held", name, v)
+		}
+		if watch() == nil {
+			t.Errorf("%s: while something is held, the look says that nothing is", name)
+		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -194,6 +195,64 @@ func TestAKeyThatChangesIsTheApplications(t *testing.T) {
 	for key, want := range map[string]string{"user:written": "new", "user:removed": "", "user:prefixed": "", "user:left": "value"} {
 		if got := c.Get(t.Context(), key).Val(); got != want {
 			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+}
+
+// The same while many keys are loaded, of which the application writes some before, and removes others all the time.
+func TestKeysThatChangeWhileManyAreLoaded(t *testing.T) {
+	from := newRegion(t, "there", redistest.Start(t, process.Redis{}))
+	to := newRegion(t, "here", redistest.Start(t, process.Redis{}))
+	const keys, written, brief = 60_000, 60, 600
+	from.fill("user:", keys, 0)
+	from.fill("user:brief:", brief, time.Hour)
+	linked(from, to)
+	c, ctx := to.nodes[0].Client, t.Context()
+	for i := range written {
+		c.Set(ctx, fmt.Sprint("user:", i*7), "new", 0)
+	}
+	run := copyOf(from, to, "user:")
+	run.Budget.KeysPerSecond = 20_000
+	q := to.begun(&run)
+	to.agent("a").Follow([]warming.Run{run})
+
+	// What is loaded though its mark is there is what must not be: to remove and to mark is one step, and so is to look and to forget the marks.
+	remove := redis.NewScript(`for _, key in ipairs(ARGV) do redis.call('DEL', key) redis.call('ZADD', KEYS[1], 9e15, key) end return 0`)
+	look := redis.NewScript(`local loaded = redis.call('EXISTS', unpack(ARGV)) redis.call('DEL', KEYS[1]) return loaded`)
+	for n := 0; ; n++ {
+		if p, err := q.Progress(ctx); err == nil && p.State.Over() {
+			break
+		}
+		var marked []any
+		for i := n % 16; i < keys; i += 16 {
+			if i%7 != 0 { // else maybe one that was written
+				marked = append(marked, fmt.Sprint("user:", i))
+			}
+		}
+		if err := remove.Run(ctx, c, []string{"cachemesh:held"}, marked...).Err(); err != nil && err != redis.Nil {
+			t.Fatal(err)
+		}
+		if loaded, err := look.Run(ctx, c, []string{"cachemesh:held"}, marked...).Int(); err != nil || loaded != 0 {
+			t.Fatalf("%d keys were loaded while they are held: %v", loaded, err)
+		}
+	}
+	p := until(t, q, "done", over)
+	if p.State != warming.Done || p.Counts.Keys() != keys+brief || p.Counts.There != written || p.Counts.Loaded+p.Counts.There+p.Counts.Refused != keys+brief {
+		t.Errorf("each of %d keys was to be counted once: %+v", keys+brief, p)
+	}
+	for i := range brief {
+		if ttl := c.PTTL(ctx, fmt.Sprint("user:brief:", i)).Val(); ttl <= 59*time.Minute || ttl > time.Hour {
+			t.Fatalf("user:brief:%d lives for %v", i, ttl)
+		}
+	}
+	for i := range written {
+		if got := c.Get(ctx, fmt.Sprint("user:", i*7)).Val(); got != "new" {
+			t.Fatalf("user:%d is %q", i*7, got)
+		}
+	}
+	for _, command := range []string{"msetnx", "exec"} {
+		if c.InfoMap(ctx, "commandstats").Val()["Commandstats"]["cmdstat_"+command] == "" {
+			t.Errorf("all was loaded without %s", command)
 		}
 	}
 }

@@ -2,33 +2,15 @@ package load
 
 import (
 	"context"
-	"fmt"
-	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 
-	"github.com/cachemesh/cachemesh/node"
 	"github.com/cachemesh/cachemesh/regions/holdoff"
-	"github.com/cachemesh/cachemesh/resp"
 	"github.com/cachemesh/cachemesh/warming/place"
 	"github.com/cachemesh/cachemesh/warming/queue"
 	"github.com/cachemesh/cachemesh/warming/source"
-)
-
-const (
-	// What goes to a shard at once is what the budget has for a while, within bounds, or about so many bytes: meanwhile the shard serves nobody else.
-	atOnce      = 5 * time.Millisecond
-	keysAtLeast = 64
-	keysAtMost  = 512
-	bytesAtOnce = 64 << 10
-	// shardTimeout bounds what a shard takes for that.
-	shardTimeout = time.Second
-	// fresh is how old a value may be when it is loaded, on a route whose removals leave no marks. Where they do, it is three quarters of the time
-	// for which those stay.
-	fresh = 10 * time.Second
 )
 
 // hands put a chunk's values into shards. One goroutine uses them at a time.
@@ -40,28 +22,9 @@ type hands struct {
 	problem string // of a shard; "" is none
 }
 
-// hand is a connection to one shard.
-type hand struct {
-	shard   *place.Shard
-	pipe    *node.Pipe
-	pending []int32       // items that are to be sent
-	sent    []int32       // of them, those that are to be answered
-	marked  bool          // the removal of some of these keys would leave a mark
-	fresh   time.Duration // how old values of these keys may be, by the strictest of their routes
-	out     []byte
-	err     error
-}
-
 func (h *hands) close() {
 	for _, s := range h.shards {
 		s.disconnect()
-	}
-}
-
-func (s *hand) disconnect() {
-	if s.pipe != nil {
-		s.pipe.Close()
-		s.pipe = nil
 	}
 }
 
@@ -152,183 +115,6 @@ func (h *hands) ready(ctx context.Context, s *hand, shard *place.Shard) {
 	if s.pipe == nil {
 		s.connect(ctx)
 	}
-}
-
-func (s *hand) connect(ctx context.Context) {
-	if s.shard.Address == "" {
-		s.err = fmt.Errorf("shard %s has no primary now", s.shard.Name)
-		return
-	}
-	if s.pipe, s.err = node.OpenPipe(ctx, s.shard.Address, s.shard.Epoch, s.shard.Access, shardTimeout); s.err != nil {
-		return
-	}
-	out, replies := holdoff.AppendLoadPrepare(nil), 1
-	// A primary that took over lacks marks that the one before had. Before the first epoch there was nothing to be invalidated.
-	if routes := holdoff.OfAll(s.shard.Routes); len(routes) > 0 && s.shard.Epoch != 1 {
-		out, replies = holdoff.AppendBegin(out, routes), 2
-	}
-	s.err = s.pipe.Send(out)
-	for range replies {
-		if s.err == nil {
-			_, s.err = s.pipe.Value()
-		}
-	}
-	if s.err != nil {
-		s.disconnect()
-	}
-}
-
-// send sends some of what is pending, and returns how many.
-func (s *hand) send(j *job, b *source.Batch, o *outcome) int {
-	s.sent = s.sent[:0]
-	if s.err != nil {
-		return 0
-	}
-	if s.err = j.loader.rooms.look(s); s.err != nil {
-		return 0
-	}
-	age := time.Since(b.Began)
-	out, size := s.out[:0], 0
-	taken := 0
-	for _, i := range s.pending {
-		it := &b.Items[i]
-		if len(s.sent) == j.atOnce || size > bytesAtOnce {
-			break
-		}
-		taken++
-		ttl := it.TTL
-		if ttl > 0 {
-			if ttl -= age; j.r.Spread > 0 {
-				ttl -= time.Duration(rand.Float64() * j.r.Spread * float64(ttl))
-			}
-			if ttl < time.Millisecond {
-				o.counts.Missing++
-				continue
-			}
-		}
-		if age > s.fresh {
-			b.Later = append(b.Later, it.Key)
-			continue
-		}
-		bytes := len(it.Key) + len(it.Value)
-		if !j.loader.rooms.take(s.shard.Name, bytes) {
-			o.counts.Memory++
-			continue
-		}
-		size += bytes
-		s.sent = append(s.sent, i)
-		if s.marked {
-			out = holdoff.AppendLoadEntry(out, it.Key, ttl.Milliseconds(), it.Value, it.Dump)
-		} else {
-			out = appendLoad(out, it, ttl.Milliseconds())
-		}
-	}
-	s.pending = s.pending[taken:]
-	s.out = out
-	if len(s.sent) == 0 {
-		return 0
-	}
-	if s.marked {
-		s.out = append(holdoff.AppendLoad(nil, len(s.sent)), out...)
-	}
-	s.err = s.pipe.Send(s.out)
-	return len(s.sent)
-}
-
-// appendLoad appends the command that loads an item, unless there is one.
-func appendLoad(b []byte, it *source.Item, ms int64) []byte {
-	if it.Dump {
-		b = resp.AppendBulk(append(b, "*4\r\n$7\r\nRESTORE\r\n"...), it.Key)
-		return resp.AppendBulk(resp.AppendInt(b, ms), it.Value)
-	}
-	if ms == 0 {
-		b = append(b, "*4\r\n$3\r\nSET\r\n"...)
-	} else {
-		b = append(b, "*6\r\n$3\r\nSET\r\n"...)
-	}
-	b = append(resp.AppendBulk(resp.AppendBulk(b, it.Key), it.Value), "$2\r\nNX\r\n"...)
-	if ms > 0 {
-		b = resp.AppendInt(append(b, "$2\r\nPX\r\n"...), ms)
-	}
-	return b
-}
-
-// answers reads what became of what was sent. If the shard does not say, all that is pending is left.
-func (s *hand) answers(j *job, b *source.Batch, o *outcome, left []int32) []int32 {
-	if s.err == nil && len(s.sent) > 0 {
-		if s.marked {
-			s.err = s.marks(j, b, o)
-		} else {
-			s.err = s.replies(j, b, o)
-		}
-	}
-	if s.err != nil {
-		left = append(append(left, s.sent...), s.pending...)
-		s.pending, s.sent = nil, s.sent[:0]
-		s.disconnect()
-	}
-	return left
-}
-
-func (s *hand) replies(j *job, b *source.Batch, o *outcome) error {
-	for len(s.sent) > 0 {
-		l, err := s.pipe.Line()
-		if err != nil {
-			return err
-		}
-		fate := byte(holdoff.LoadDone)
-		switch {
-		case l[0] == '+':
-		case l[0] == '$':
-			fate = holdoff.LoadThere
-		case l[0] == '-':
-			if fate, err = refusal(string(l[1:])); err != nil {
-				return err
-			}
-		default:
-			return fmt.Errorf("shard %s answers %q", s.shard.Name, l)
-		}
-		j.count(&b.Items[s.sent[0]], fate, o)
-		s.sent = s.sent[1:]
-	}
-	return nil
-}
-
-// refusal says what an error of Redis's means for a key, or that it is the node's.
-func refusal(text string) (byte, error) {
-	switch word, _, _ := strings.Cut(text, " "); word {
-	case "BUSYKEY":
-		return holdoff.LoadThere, nil
-	case "OOM":
-		return holdoff.LoadMemory, nil
-	case "ERR":
-		return holdoff.LoadRefused, nil
-	}
-	return 0, fmt.Errorf("Redis answers %s", text)
-}
-
-// marks reads the script's reply.
-func (s *hand) marks(j *job, b *source.Batch, o *outcome) error {
-	v, err := s.pipe.Value()
-	if node.Refused(err) && strings.HasPrefix(err.Error(), "OOM") {
-		for _, i := range s.sent {
-			j.count(&b.Items[i], holdoff.LoadMemory, o)
-		}
-		s.sent = s.sent[:0]
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	fates, _ := v.(string)
-	if len(fates) != len(s.sent) {
-		return fmt.Errorf("shard %s answers about %d keys of %d", s.shard.Name, len(fates), len(s.sent))
-	}
-	for k, i := range s.sent {
-		j.count(&b.Items[i], fates[k], o)
-	}
-	s.sent = s.sent[:0]
-	return nil
 }
 
 // count notes what became of an item.
