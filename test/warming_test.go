@@ -118,6 +118,9 @@ func (r *warmRegion) eventually(t *testing.T, id string, is func(control.RunStat
 	return s
 }
 
+// warmValue is long enough for a region's keys to travel in many messages: what has not is not there when the other region is gone.
+func warmValue(id string) string { return "value " + id + strings.Repeat(" and more", 100) }
+
 // fill writes keys in a region, each with a value of its own.
 func (r *warmRegion) fill(t *testing.T, count int) {
 	t.Helper()
@@ -126,7 +129,7 @@ func (r *warmRegion) fill(t *testing.T, count int) {
 		eventually(t, 20*time.Second, func() error {
 			_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 				for i := from; i < min(count, from+500); i++ {
-					p.Set(t.Context(), fmt.Sprintf("tweet:%d", i), fmt.Sprintf("value %d", i), time.Hour)
+					p.Set(t.Context(), fmt.Sprintf("tweet:%d", i), warmValue(fmt.Sprint(i)), time.Hour)
 				}
 				return nil
 			})
@@ -148,7 +151,7 @@ func (r *warmRegion) has(t *testing.T, count int) {
 		found += len(keys)
 		for _, k := range keys[:min(len(keys), 100)] {
 			value, ttl := client.Get(t.Context(), k).Val(), client.TTL(t.Context(), k).Val()
-			if want := "value " + strings.TrimPrefix(k, "tweet:"); value != want || ttl <= 0 || ttl > time.Hour {
+			if want := warmValue(strings.TrimPrefix(k, "tweet:")); value != want || ttl <= 0 || ttl > time.Hour {
 				t.Errorf("%s is %q for %s, want %q", k, value, ttl, want)
 			}
 		}
@@ -252,7 +255,7 @@ func TestEventsAndReturnsBeginRuns(t *testing.T) {
 			return err
 		}
 		for _, n := range there.nodes {
-			if n.client(t).Get(t.Context(), "tweet:7").Val() == "value 7" {
+			if n.client(t).Get(t.Context(), "tweet:7").Val() == warmValue("7") {
 				return nil
 			}
 		}
