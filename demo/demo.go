@@ -206,6 +206,7 @@ func (d *Demo) start(ctx context.Context) error {
 	}
 	note("starting the application")
 	group, gctx = errgroup.WithContext(ctx)
+	group.Go(func() error { return d.linked(gctx) })
 	for _, r := range l.regions {
 		for _, s := range r.sidecars {
 			group.Go(func() error {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -89,6 +90,9 @@ type summary struct {
 		Errors   int64  `json:"errors"`
 		Checked  int64  `json:"checked"`
 		Wrong    int64  `json:"wrong"`
+		// As the applications and as the shards count.
+		HitRate      float64 `json:"hit_rate"`
+		RedisHitRate float64 `json:"redis_hit_rate"`
 	} `json:"regions"`
 	Failed []string `json:"failed"`
 }
@@ -96,7 +100,7 @@ type summary struct {
 // demoPorts are those that the demo listens on without an offset.
 func demoPorts() []int {
 	ports := []int{18000, 18001, 18080, 18081}
-	for _, between := range [][2]int{{6380, 6387}, {7001, 7024}, {8081, 8084}, {9901, 9908}} {
+	for _, between := range [][2]int{{6380, 6387}, {7001, 7024}, {7946, 7949}, {8081, 8084}, {9901, 9908}} {
 		for port := between[0]; port <= between[1]; port++ {
 			ports = append(ports, port)
 		}
@@ -255,6 +259,9 @@ func TestDemoRunsForAWhile(t *testing.T) {
 	for _, r := range s.Regions {
 		if r.Requests < 200 || r.Errors != 0 || r.Checked == 0 || r.Wrong != 0 {
 			t.Errorf("region %s: %+v", r.Region, r)
+		}
+		if math.Abs(r.HitRate-r.RedisHitRate) > 0.01 {
+			t.Errorf("region %s: applications see a hit rate of %.4f, shards %.4f", r.Region, r.HitRate, r.RedisHitRate)
 		}
 	}
 	if !strings.Contains(d.stdout.String(), `"failed":[]`) {

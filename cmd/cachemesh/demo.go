@@ -21,7 +21,8 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "Run a mesh of two regions with an application under load on this machine",
 		Long: `Run a mesh of two regions on this machine: a control plane each, 12 Redis nodes each, two sidecars each, and a
-Twitter-like application that serves timelines through them, under load. Ctrl-C stops everything that it started.
+Twitter-like application that serves timelines through them, under load. What the application changes in one region is fresh
+in the other a moment later. Ctrl-C stops everything that it started.
 
 When it is ready it writes where everything is to endpoints.json in --dir. It exits with 0 only if nothing failed.`,
 		Example: "  cachemesh demo --for 60s\n  cachemesh demo --no-load     # to try the mesh by hand",
@@ -30,7 +31,9 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 			if o.For < 0 || o.Rate < 1 || o.DBLatency < 0 {
 				return usage("--for, --rate and --db-latency cannot be negative, and --rate not 0")
 			}
-			o.Coherent = o.Coherent || o.Warming
+			if o.Warming && !o.Coherent {
+				return usage("--warming fills caches that are kept coherent: leave --coherent=false out")
+			}
 			var err error
 			if o.Cachemesh, err = os.Executable(); err != nil {
 				return err
@@ -60,8 +63,8 @@ When it is ready it writes where everything is to endpoints.json in --dir. It ex
 	f.BoolVar(&o.NoLoad, "no-load", false, "start everything but the load generators")
 	f.IntVar(&o.Rate, "rate", 700, "requests a second in each region")
 	f.IntVar(&o.PortOffset, "port-offset", 0, "add this to every port")
-	f.BoolVar(&o.Coherent, "coherent", false, "the regions tell each other what applications change; not yet free of failed operations in a switch")
-	f.BoolVar(&o.Warming, "warming", false, "fill caches ahead, by plans; implies --coherent")
+	f.BoolVar(&o.Coherent, "coherent", true, "the regions tell each other what applications change; with =false all routes are local")
+	f.BoolVar(&o.Warming, "warming", false, "fill caches ahead, by plans")
 	f.StringVar(&o.Clock, "warming-clock", "", "")
 	f.BoolVar(&o.NoPlans, "no-plans", false, "")
 	f.MarkHidden("warming-clock") // for the benchmark of a day
