@@ -89,15 +89,22 @@ func AppendBegin(b []byte, routes []Mark) []byte {
 
 // AppendMarks appends the command that begins the hold-offs of keys that were removed at home, in the same transaction: an integer is its reply.
 // now is the shard's clock; later does no harm. It must not be called with keys that are not Plain.
+//
+// Ends are rounded up, since a mark that ends as the one before did changes nothing: a key that is removed again and again costs a lookup each
+// time, and its place in the order of ends, here and on replicas, only now and then.
 func AppendMarks(b []byte, marks []Mark, now time.Time) []byte {
 	b = append(strconv.AppendInt(append(b, '*'), int64(3+2*len(marks)), 10), "\r\n$4\r\nZADD\r\n"...)
 	b = append(appendBulk(b, heldKey), "$2\r\nGT\r\n"...)
 	milliseconds := int(now.UnixMilli()) + 1
 	for _, m := range marks {
-		b = appendBulk(appendInt(b, milliseconds+m.milliseconds()), m.Key)
+		step := max(1, min(m.milliseconds()/4, maxStep))
+		b = appendBulk(appendInt(b, (milliseconds+m.milliseconds()+step-1)/step*step), m.Key)
 	}
 	return b
 }
+
+// maxStep bounds how much longer than its hold-off a mark lasts, in milliseconds.
+const maxStep = 750
 
 // Plain says whether a key may be marked by AppendMarks. Others need a Note.
 func Plain(key []byte) bool { return len(key) <= maxKey }

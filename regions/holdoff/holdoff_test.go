@@ -350,6 +350,30 @@ func TestTooManyMarksWithoutAScript(t *testing.T) {
 	}
 }
 
+// A mark lasts its hold-off and at most a quarter more, and one of the same moment changes nothing.
+func TestEndsOfMarksAreRoundedUp(t *testing.T) {
+	s := startShard(t)
+	for _, d := range []time.Duration{time.Millisecond, 40 * time.Millisecond, time.Second, 3 * time.Second, long} {
+		for i := range 20 {
+			now := time.UnixMilli(1_900_000_000_000 + int64(i)*97)
+			s.raw(AppendMarks(nil, marks(d, d.String()), now))
+			end := time.UnixMilli(int64(s.ZScore(context.Background(), heldKey, d.String()).Val()))
+			if more := end.Sub(now.Add(d)); more <= 0 || more > 2*time.Millisecond+min(d/4, time.Second) {
+				t.Errorf("a mark of %s lasts %s more", d, more)
+			}
+		}
+	}
+	moment := time.UnixMilli(1_900_000_000_000)
+	changes := func() string {
+		return s.InfoMap(context.Background(), "persistence").Val()["Persistence"]["rdb_changes_since_last_save"]
+	}
+	s.raw(AppendMarks(nil, marks(long, "hot"), moment))
+	before := changes()
+	if s.raw(AppendMarks(nil, marks(long, "hot"), moment.Add(time.Millisecond))); changes() != before {
+		t.Error("a mark that is there already changes the shard")
+	}
+}
+
 func TestAMarkNeverEndsSooner(t *testing.T) {
 	s := startShard(t)
 	s.note(Note{Removed: marks(long, "k")})
