@@ -57,3 +57,9 @@ var HandoffSteps = []HandoffStep{Copying, Preparing, Fencing, Flipping, Purging,
 func (h *Handoff) Coexists() bool {
 	return h != nil && slices.Contains([]HandoffStep{Preparing, Fencing, Flipping, Purging}, h.Step)
 }
+
+// Adds says whether a shard is to come to the ring, and no sidecar goes by that ring yet.
+func (h *Handoff) Adds(shard string) bool {
+	is := func(s Shard) bool { return s.Name == shard }
+	return h != nil && slices.Contains([]HandoffStep{Copying, Preparing, Fencing}, h.Step) && !slices.ContainsFunc(h.From, is) && slices.ContainsFunc(h.To, is)
+}

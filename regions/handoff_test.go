@@ -2,6 +2,7 @@ package regions
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -99,5 +100,54 @@ func TestKeysThatMoveAreRemovedAtBothOwners(t *testing.T) {
 	r.within("removed", r.unlink(key))
 	if has(0) || !has(1) {
 		t.Error("what is undone is still removed at both")
+	}
+}
+
+// What other regions have stays theirs when a shard comes: nobody can have missed what was written to it.
+func TestAShardThatComesCostsOthersNothing(t *testing.T) {
+	us, eu := newRegion(t, "us", 2), newRegion(t, "eu", 1)
+	all := slices.Clone(us.topology.Pools[0].Shards)
+	all[1].Epoch = 7
+	serve := func(step mesh.HandoffStep) {
+		next := *us.topology
+		p := us.topology.Pools[0]
+		p.Shards, p.Handoff = all[:1], &mesh.Handoff{ID: 1, Generation: 1, Step: step, From: all[:1], To: all}
+		if step == mesh.Flipping || step == "" {
+			p.Shards = all
+		}
+		if step == "" {
+			p.Handoff = nil
+		}
+		next.Pools = []mesh.Pool{p}
+		us.topology = &next
+		us.update()
+	}
+	serve(mesh.Copying)
+	linked(us, eu)
+	// It was there before, and went.
+	us.links.Follow(map[string]bool{"users-0": false, "users-1": true})
+	us.until("a cursor", func() bool {
+		return us.nodes[1].client.HExists(t.Context(), "cachemesh:cursors", "eu").Val()
+	})
+	eu.set(keysOf("user:", 100)...)
+	for _, step := range []mesh.HandoffStep{mesh.Preparing, mesh.Fencing, mesh.Flipping, mesh.Purging, ""} {
+		serve(step)
+	}
+	us.flowing()
+	gone := ""
+	for _, key := range keysOf("user:", 100) {
+		if us.shard(key) == 1 {
+			gone = key
+		}
+	}
+	us.remove(gone)
+	eu.gone(gone)
+	if n := eu.nodes[0].client.DBSize(t.Context()).Val(); n < 99 {
+		t.Errorf("%d keys are left", n)
+	}
+	for _, p := range us.links.Pairs() {
+		if p.Gaps > 0 || p.Fences > 0 {
+			t.Errorf("%+v", p)
+		}
 	}
 }

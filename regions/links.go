@@ -77,10 +77,11 @@ type spec struct {
 	place       place
 	ring        *Ring
 	regions     []string
+	coming      bool // to the ring: nothing has been written there that regions should have heard of
 }
 
 func (s spec) equal(t spec) bool {
-	return s.pool == t.pool && s.shard == t.shard && reflect.DeepEqual(s.place, t.place) && proto.Equal(s.ring, t.ring) && slices.Equal(s.regions, t.regions)
+	return s.pool == t.pool && s.shard == t.shard && reflect.DeepEqual(s.place, t.place) && proto.Equal(s.ring, t.ring) && slices.Equal(s.regions, t.regions) && s.coming == t.coming
 }
 
 // running is a tail at work.
@@ -155,7 +156,7 @@ func (l *Links) wanted() map[string]spec {
 			if _, ok := l.followed[s.Name]; !ok {
 				continue
 			}
-			all[s.Name] = spec{pool: p.Name, shard: s.Name, ring: tellRing(p, n), regions: others, place: placeOf(p, s)}
+			all[s.Name] = spec{pool: p.Name, shard: s.Name, ring: tellRing(p, n), regions: others, place: placeOf(p, s), coming: p.Handoff.Adds(s.Name)}
 		}
 	}
 	return all

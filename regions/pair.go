@@ -198,9 +198,11 @@ func (f *flow) read(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { own.Close() }) // it may be waiting
 	defer stop()
 	f.pair.mu.Lock()
-	region, known := f.pair.status.Region, f.pair.started
+	region, read := f.pair.status.Region, f.pair.started
 	f.pair.mu.Unlock()
-	reader := journal.NewReader(f.tail.shard, own, region, known || f.pair.links.known(f.tail.spec.shard))
+	s := f.tail.spec
+	past := !s.coming && (read || s.place.epoch > 1 || f.pair.links.known(s.shard))
+	reader := journal.NewReader(f.tail.shard, own, region, past)
 	for {
 		b, err := reader.Next(ctx)
 		if err != nil {

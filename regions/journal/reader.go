@@ -43,17 +43,17 @@ type Reader struct {
 
 	at      Cursor
 	started bool
-	known   bool
+	past    bool
 	checked time.Time
 	count   int64
 	inexact bool   // at.Read is not known for sure until the journal's end is reached: there was a gap
 	added   uint64 // entries that the journal ever had, when it was last looked at
 }
 
-// NewReader reads over a connection of its own, which stays the caller's. known says that the region has read this shard's journals before:
-// without a cursor of it there is a gap then.
-func NewReader(s *Shard, own *redis.Client, region string, known bool) *Reader {
-	return &Reader{shard: s, redis: own, region: region, known: known, count: 64}
+// NewReader reads over a connection of its own, which stays the caller's. past says that the shard may have journals that the region has read, or
+// should have: without a cursor of it there is a gap then.
+func NewReader(s *Shard, own *redis.Client, region string, past bool) *Reader {
+	return &Reader{shard: s, redis: own, region: region, past: past, count: 64}
 }
 
 // Next waits for entries for at most a second, and returns a batch that may have none. What the journal lacks, it has a fence kept for before
@@ -82,10 +82,14 @@ func (r *Reader) start(ctx context.Context) (Batch, error) {
 	if err := r.shard.make(ctx, makeOnce); err != nil {
 		return Batch{}, err
 	}
-	if !odd && !r.known && r.shard.epoch <= 1 {
+	if !odd && !r.past {
 		// The first that the region hears of this shard. Should its journal not be whole, look will see.
-		r.at, r.started = Cursor{Epoch: r.shard.epoch}, true
-		return Batch{From: r.at, To: r.at}, nil
+		at := Cursor{Epoch: r.shard.epoch}
+		if err := r.shard.Advance(ctx, r.region, at); err != nil {
+			return Batch{}, err
+		}
+		r.at, r.started = at, true
+		return Batch{From: at, To: at}, nil
 	}
 	info, err := r.redis.XInfoStream(ctx, Key(r.shard.epoch)).Result()
 	if isNoKey(err) {

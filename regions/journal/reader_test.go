@@ -276,15 +276,16 @@ func TestGaps(t *testing.T) {
 func TestGapsAtTheBeginning(t *testing.T) {
 	for name, test := range map[string]struct {
 		epoch uint64
-		known bool
+		past  bool
 		harm  func(c *redis.Client)
 		want  Reason
 	}{
 		"the first time":                     {epoch: 1},
 		"without a manager":                  {epoch: 0},
 		"the first time, and something went": {epoch: 1, want: Trimmed, harm: func(c *redis.Client) { c.XTrimMaxLen(context.Background(), Key(1), 1) }},
-		"known, and its cursor is gone":      {epoch: 1, known: true, want: Forgotten},
-		"a shard with a past":                {epoch: 3, want: Forgotten},
+		"known, and its cursor is gone":      {epoch: 1, past: true, want: Forgotten},
+		"a shard with a past":                {epoch: 3, past: true, want: Forgotten},
+		"a shard that has none":              {epoch: 3},
 		"a cursor of the future":             {epoch: 3, want: Forgotten, harm: func(c *redis.Client) { c.HSet(context.Background(), cursorsKey, "eu", "9 5-1 3") }},
 		"the old journal is gone":            {epoch: 3, want: Lost, harm: func(c *redis.Client) { c.HSet(context.Background(), cursorsKey, "eu", "2 5-1 3") }},
 		"the old journal was made, and is gone": {epoch: 3, want: Lost, harm: func(c *redis.Client) {
@@ -295,7 +296,7 @@ func TestGapsAtTheBeginning(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := server(t, process.Redis{})
 			r := open(t, c, test.epoch, "eu")
-			r.known = test.known
+			r.past = test.past
 			write(t, c, test.epoch, "x")
 			if test.harm != nil {
 				test.harm(c)
