@@ -3,7 +3,7 @@
 //
 // So whatever cachemesh looks for on a node it marks there: after a command that counts as a hit comes an ECHO, which Envoy answers itself and
 // which no application's therefore is. Redis counts commands as it counts hits, by the same life and until the same CONFIG RESETSTAT, so nobody
-// needs to remember or to report anything. Nothing is marked of XREAD and XINFO, which Envoy does not know either. What may not be there is not
+// needs to remember or to report anything. Nothing is marked of XREAD, XREADGROUP and XINFO, which Envoy does not know either. What may not be there is not
 // looked for, since that would be a miss: MEMORY USAGE, which counts as neither, says whether it is.
 //
 // It connects to nothing. Look-ups for the sake of one that is made with each new connection are not marked.
@@ -32,7 +32,7 @@ end
 var Hash = redis.NewScript(Lua + `return look('HGETALL', KEYS[1]) or {}`)
 
 // hitsOf are how many hits there are to a call of a command, for those that only cachemesh sends.
-var hitsOf = map[string]int64{"echo": 1, "xinfo|stream": 1, "xread": 2}
+var hitsOf = map[string]int64{"echo": 1, "xinfo|stream": 1, "xread": 2, "xreadgroup": 2}
 
 // Sections are those of INFO that Of reads.
 var Sections = []string{"stats", "commandstats"}

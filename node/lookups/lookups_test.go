@@ -79,6 +79,11 @@ func TestOurLookupsAreNotCounted(t *testing.T) {
 	ok(n.XAdd(ctx, &redis.XAddArgs{Stream: "stream", ID: "2-1", Values: []any{"e", "1"}}))
 	<-done
 	want("a stream that was waited for", 0, 0)
+	ok(n.XGroupCreate(ctx, "stream", "group", "0"))
+	for range 3 {
+		ok(n.XReadGroup(ctx, &redis.XReadGroupArgs{Group: "group", Consumer: "c", Streams: []string{"stream", ">"}, Count: 1, Block: -1}))
+	}
+	want("a group of a stream", 0, 0)
 	ok(n.XInfoStream(ctx, "stream"))
 	want("how a stream is", 0, 0)
 	pipe := n.Pipeline()

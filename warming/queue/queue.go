@@ -231,12 +231,8 @@ func (q *Queue) Release(ctx context.Context, agent, id string) error {
 
 // Ahead says whether there is so much to be claimed that no more should become chunks now.
 func (q *Queue) Ahead(ctx context.Context) (bool, error) {
-	client, err := q.connect()
-	if err != nil {
-		return false, err
-	}
-	n, err := client.XLen(ctx, q.key+":chunks").Result()
-	return n > maxAhead, err
+	p, err := q.Progress(ctx)
+	return p.Chunks > maxAhead, err
 }
 
 const maxAhead = 100
@@ -326,12 +322,14 @@ func (q *Queue) Progress(ctx context.Context) (Progress, error) {
 	if err != nil {
 		return Progress{}, err
 	}
-	pipe := client.Pipeline()
-	all, chunks := pipe.HGetAll(ctx, q.key), pipe.XLen(ctx, q.key+":chunks")
-	if _, err := pipe.Exec(ctx); err != nil {
+	all, err := progressScript.Run(ctx, client, q.keys(":chunks")).StringSlice()
+	if err != nil {
 		return Progress{}, err
 	}
-	h := all.Val()
+	h := make(map[string]string, len(all)/2)
+	for i := 0; i+1 < len(all); i += 2 {
+		h[all[i]] = all[i+1]
+	}
 	if h["state"] == "" {
 		return Progress{}, ErrGone
 	}
@@ -339,7 +337,7 @@ func (q *Queue) Progress(ctx context.Context) (Progress, error) {
 		n, _ := strconv.ParseUint(h[field], 10, 64) // what is not there is 0
 		return n
 	}
-	p := Progress{State: warming.State(h["state"]), Total: number("total"), Listed: h["listing"] == "0", Full: h["full"] == "1", Problem: h["problem"], Chunks: chunks.Val(),
+	p := Progress{State: warming.State(h["state"]), Total: number("total"), Listed: h["listing"] == "0", Full: h["full"] == "1", Problem: h["problem"], Chunks: int64(number("chunks")),
 		Use: warming.Use{Sampled: number("sampled"), Read: number("read"), Evicted: number("evicted")}}
 	for i, v := range counts(&p.Counts) {
 		*v = number(countFields[i])

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/node/lookups"
 )
 
 // maxSample is how many of a run's keys are looked at later.
@@ -86,13 +88,13 @@ func (q *Queue) Samples(ctx context.Context, agent string, every time.Duration) 
 	if err != nil || !turn {
 		return nil, err
 	}
-	texts, err := client.HGetAll(ctx, q.key+":seen").Result()
+	texts, err := lookups.Hash.Run(ctx, client, []string{q.key + ":seen"}).StringSlice()
 	if err != nil {
 		return nil, err
 	}
-	all := make([]Sample, 0, len(texts))
-	for key, text := range texts {
-		s, err := parseSeen(key, text)
+	all := make([]Sample, 0, len(texts)/2)
+	for i := 0; i+1 < len(texts); i += 2 {
+		s, err := parseSeen(texts[i], texts[i+1])
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/node/lookups"
 )
 
 // The scripts have the keys of the package comment: the hash, the stream, the sample, and what was seen of it.
@@ -17,22 +19,22 @@ local now = time[1] * 1000 + time[2] / 1000
 
 // must makes a script fail if the queue is not there.
 const must = `
-local state = redis.call('HGET', KEYS[1], 'state')
+local state = look('HGET', KEYS[1], 'state')
 if not state then return redis.error_reply('GONE the queue is not there') end
 `
 
 // mine says whether an agent has a chunk.
 const mine = `
 local function mine(agent, id)
-  local found = redis.call('XPENDING', KEYS[2], 'agents', id, id, 1)
+  local found = look('XPENDING', KEYS[2], 'agents', id, id, 1)
   return found[1] and (not agent or found[1][2] == agent)
 end
 `
 
 // createScript takes how long the queue stays, its state, how many keys were named, how many a chunk has at most, and the kinds and contents of
 // chunks. Until chunks are done, each is charged as a full one, so that many agents do not begin above the budget.
-var createScript = redis.NewScript(clock + `
-if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
+var createScript = redis.NewScript(lookups.Lua + clock + `
+if look('EXISTS', KEYS[1]) then return {} end
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'total', ARGV[3], 'listing', 0, 'usual', ARGV[4])
 redis.call('XGROUP', 'CREATE', KEYS[2], 'agents', '0', 'MKSTREAM')
@@ -46,7 +48,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[1])
 return {}`)
 
 // setScript takes a state. A run that is over stays so.
-var setScript = redis.NewScript(clock + must + `
+var setScript = redis.NewScript(lookups.Lua + clock + must + `
 if state == ARGV[1] or (state ~= 'running' and state ~= 'paused') then return {} end
 redis.call('HSET', KEYS[1], 'state', ARGV[1])
 if ARGV[1] ~= 'running' and ARGV[1] ~= 'paused' then redis.call('HSET', KEYS[1], 'ended', string.format('%.0f', now)) end
@@ -54,16 +56,16 @@ return {}`)
 
 // claimScript takes the agent, the milliseconds after which one is dead, and what may be spent a second: keys, bytes, and keys of the origin.
 // What a chunk will cost is taken to be what those before did; doneScript corrects that.
-var claimScript = redis.NewScript(clock + must + `
+var claimScript = redis.NewScript(lookups.Lua + clock + must + `
 if state ~= 'running' then return {state} end
-local h = redis.call('HMGET', KEYS[1], 'paid:keys', 'paid:bytes', 'paid:origin', 'usual')
+local h = look('HMGET', KEYS[1], 'paid:keys', 'paid:bytes', 'paid:origin', 'usual')
 local keys, bytes, origin, usual = tonumber(h[1] or 0), tonumber(h[2] or 0), tonumber(h[3] or 0), tonumber(h[4])
 local paid = math.max(keys, bytes, origin)
 if paid > now then return {'wait', string.format('%.3f', math.min(paid - now, 1000))} end
 local taken, entry = '0', nil
-local left = redis.call('XPENDING', KEYS[2], 'agents', 'IDLE', ARGV[2], '-', '+', 1)
+local left = look('XPENDING', KEYS[2], 'agents', 'IDLE', ARGV[2], '-', '+', 1)
 if left[1] then
-  taken, entry = '1', redis.call('XCLAIM', KEYS[2], 'agents', ARGV[1], ARGV[2], left[1][1])[1]
+  taken, entry = '1', look('XCLAIM', KEYS[2], 'agents', ARGV[1], ARGV[2], left[1][1])[1]
 else
   local new = redis.call('XREADGROUP', 'GROUP', 'agents', ARGV[1], 'COUNT', 1, 'STREAMS', KEYS[2], '>')
   entry = new and new[1] and new[1][2][1]
@@ -74,11 +76,11 @@ if tonumber(ARGV[5]) > 0 then redis.call('HSET', KEYS[1], 'paid:origin', string.
 return {'chunk', entry[1], taken, tostring(usual), entry[2][1] .. entry[2][2]}`)
 
 // keepScript takes the agent and chunks, and returns those that it has no more.
-var keepScript = redis.NewScript(must + mine + `
+var keepScript = redis.NewScript(lookups.Lua + must + mine + `
 local lost = {}
 for i = 2, #ARGV do
   if mine(ARGV[1], ARGV[i]) then
-    redis.call('XCLAIM', KEYS[2], 'agents', ARGV[1], 0, ARGV[i], 'JUSTID')
+    look('XCLAIM', KEYS[2], 'agents', ARGV[1], 0, ARGV[i], 'JUSTID')
   else
     lost[#lost + 1] = ARGV[i]
   end
@@ -86,14 +88,14 @@ end
 return lost`)
 
 // releaseScript takes the agent and a chunk.
-var releaseScript = redis.NewScript(must + mine + `
-if mine(ARGV[1], ARGV[2]) then redis.call('XCLAIM', KEYS[2], 'agents', ARGV[1], 0, ARGV[2], 'IDLE', 86400000, 'JUSTID') end
+var releaseScript = redis.NewScript(lookups.Lua + must + mine + `
+if mine(ARGV[1], ARGV[2]) then look('XCLAIM', KEYS[2], 'agents', ARGV[1], 0, ARGV[2], 'IDLE', 86400000, 'JUSTID') end
 return {}`)
 
 // listedScript takes a chunk, an estimate of all keys or 0, how many cursors there are from which listing goes on, these, and packed keys.
-var listedScript = redis.NewScript(must + mine + `
+var listedScript = redis.NewScript(lookups.Lua + must + mine + `
 local field = 'end:' .. ARGV[1]
-local before = redis.call('HGET', KEYS[1], field)
+local before = look('HGET', KEYS[1], field)
 if before then return cmsgpack.unpack(before) end
 if not mine(nil, ARGV[1]) then return redis.error_reply('LOST the chunk was ended by another agent') end
 local next, cursors = {'0'}, tonumber(ARGV[3])
@@ -114,8 +116,8 @@ return next`)
 // doneScript takes a chunk, what the budget was charged for it, the budget as claimScript does, bytes, how long the queue stays, the counts, and
 // samples: a hash, a key, and what is known of it. It returns whether this agent is the first to say so, and the hash below which keys are still
 // sampled. What was spent less than charged may be made up for within a quarter of a second.
-var doneScript = redis.NewScript(clock + must + `
-if redis.call('XACK', KEYS[2], 'agents', ARGV[1]) == 0 then return {'0', ''} end
+var doneScript = redis.NewScript(lookups.Lua + clock + must + `
+if (look('XACK', KEYS[2], 'agents', ARGV[1]) or 0) == 0 then return {'0', ''} end
 redis.call('XDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[1], 'end:' .. ARGV[1])
 local fields = {'` + strings.Join(countFields, "', '") + `'}
@@ -125,7 +127,7 @@ for i, field in ipairs(fields) do
   if count > 0 then redis.call('HINCRBY', KEYS[1], field, ARGV[7 + i]) end
   if field ~= 'bytes' then n = n + count end
 end
-local h = redis.call('HMGET', KEYS[1], 'paid:keys', 'paid:bytes', 'paid:origin', 'usual')
+local h = look('HMGET', KEYS[1], 'paid:keys', 'paid:bytes', 'paid:origin', 'usual')
 local more = n - tonumber(ARGV[2])
 local function pay(field, paid, cost)
   redis.call('HSET', KEYS[1], 'paid:' .. field, string.format('%.3f', math.max(tonumber(paid or 0), now - 250) + cost * 1000))
@@ -139,28 +141,34 @@ for i = 8 + #fields, #ARGV, 3 do
   redis.call('HSET', KEYS[4], ARGV[i + 1], ARGV[i + 2])
 end
 local below = ''
-local over = redis.call('ZCARD', KEYS[3]) - ` + fmt.Sprint(maxSample) + `
+local over = (look('ZCARD', KEYS[3]) or 0) - ` + fmt.Sprint(maxSample) + `
 if over >= 0 then
   if over > 0 then
     local dropped = redis.call('ZPOPMAX', KEYS[3], over)
     for i = 1, #dropped, 2 do redis.call('HDEL', KEYS[4], dropped[i]) end
   end
-  below = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]
+  below = look('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[7])
 redis.call('PEXPIRE', KEYS[4], ARGV[7])
-if state ~= 'cancelled' and state ~= 'failed' and redis.call('XLEN', KEYS[2]) == 0 then
+if state ~= 'cancelled' and state ~= 'failed' and (look('XLEN', KEYS[2]) or 0) == 0 then
   redis.call('HSET', KEYS[1], 'state', 'done', 'ended', string.format('%.0f', now))
 end
 return {'1', below}`)
 
+// progressScript returns the hash, with how many chunks there are.
+var progressScript = redis.NewScript(lookups.Lua + `
+local all = look('HGETALL', KEYS[1]) or {}
+all[#all + 1], all[#all + 2] = 'chunks', tostring(look('XLEN', KEYS[2]) or 0)
+return all`)
+
 // tellScript takes a problem.
-var tellScript = redis.NewScript(must + `
-if (redis.call('HGET', KEYS[1], 'problem') or '') ~= ARGV[1] then redis.call('HSET', KEYS[1], 'problem', ARGV[1]) end
+var tellScript = redis.NewScript(lookups.Lua + must + `
+if (look('HGET', KEYS[1], 'problem') or '') ~= ARGV[1] then redis.call('HSET', KEYS[1], 'problem', ARGV[1]) end
 return {}`)
 
 // fullScript ends a run for want of room. What agents still work on is counted.
-var fullScript = redis.NewScript(clock + must + `
+var fullScript = redis.NewScript(lookups.Lua + clock + must + `
 if state ~= 'running' then return {} end
 redis.call('HSET', KEYS[1], 'state', 'done', 'full', '1', 'ended', string.format('%.0f', now))
 return {}`)

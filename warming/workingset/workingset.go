@@ -24,6 +24,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/warming/place"
 )
 
@@ -143,8 +144,8 @@ func (r *Recorder) turn(ctx context.Context, client *redis.Client) bool {
 }
 
 // turnScript takes the agent, and for how long it is its turn.
-var turnScript = redis.NewScript(`
-local has = redis.call('GET', KEYS[1])
+var turnScript = redis.NewScript(lookups.Lua + `
+local has = look('GET', KEYS[1])
 if has and has ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1`)
@@ -160,9 +161,9 @@ func keep(ctx context.Context, client *redis.Client, hour time.Time, seen map[st
 }
 
 // keepScript takes the day, how many keys are kept, and keys with how often they were seen. It is not run on a node whose memory is full.
-var keepScript = redis.NewScript(`
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-  if redis.call('EXISTS', KEYS[1]) == 1 then
+var keepScript = redis.NewScript(lookups.Lua + `
+if look('GET', KEYS[2]) ~= ARGV[1] then
+  if look('EXISTS', KEYS[1]) then
     redis.call('ZUNIONSTORE', KEYS[1], 1, KEYS[1], 'WEIGHTS', 0.5)
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(0.5')
   end
