@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	"process/redistest":         {"process"},
 	"certs":                     {},
 	"envoy":                     {"commands", "mesh", "ring"},
-	"handoff":                   {"mesh", "node", "regions/holdoff", "resp", "ring"},
+	"handoff":                   {"mesh", "node", "node/lookups", "regions/holdoff", "resp", "ring"},
 	"consul":                    {"mesh"},
 	"shards":                    {"mesh"},
 	"node":                      {"certs", "mesh", "node/lookups", "resp", "shards"},

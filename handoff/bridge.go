@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/resp"
 )
 
@@ -191,12 +192,12 @@ func unlinkUnseen(ctx context.Context, l *link, key []byte) (removed int64, ok b
 }
 
 // digests is a script: whether keys have a value, and which.
-const digests = `local all = {}
+const digests = lookups.Lua + `local all = {}
 for i, key in ipairs(KEYS) do
   local usage = redis.call('MEMORY', 'USAGE', key)
   if not usage then all[i] = ''
   elseif usage > tonumber(ARGV[1]) then all[i] = 'large'
-  else all[i] = redis.sha1hex(redis.call('DUMP', key)) end
+  else all[i] = redis.sha1hex(look('DUMP', key)) end
 end
 return all`
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/resp"
 )
 
@@ -296,8 +297,9 @@ func (w *worker) look(ctx context.Context, keys [][]byte) ([]entry, error) {
 	for _, k := range keys {
 		out = appendLook(out, k, lfu)
 	}
+	out = lookups.AppendMarks(out, len(keys)) // OBJECT
 	w.out = out
-	replies, err := w.from().do(ctx, out, 2*len(keys))
+	replies, err := w.from().do(ctx, out, 2*len(keys)+1)
 	if err != nil {
 		return nil, err
 	}
@@ -354,9 +356,10 @@ func (w *worker) fetch(ctx context.Context, entries []entry) error {
 		out = resp.AppendBulk(resp.AppendBulk(resp.AppendArray(out, 2), "PTTL"), e.key)
 		out = resp.AppendBulk(resp.AppendBulk(resp.AppendArray(out, 2), "DUMP"), e.key)
 	}
+	out = lookups.AppendMarks(out, 2*len(entries))
 	w.out = out
 	asked := time.Now()
-	replies, err := w.from().do(ctx, out, 2*len(entries))
+	replies, err := w.from().do(ctx, out, 2*len(entries)+1)
 	if err != nil {
 		return err
 	}

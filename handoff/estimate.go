@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/resp"
 )
 
@@ -59,7 +60,7 @@ func sampleDonor(ctx context.Context, a *arcs, donor int, l *link) (sampled, err
 		for _, k := range part {
 			out = appendLook(out, k, l.lfu)
 		}
-		replies, err := l.do(ctx, out, 2*len(part))
+		replies, err := l.do(ctx, lookups.AppendMarks(out, len(part)), 2*len(part)+1)
 		if err != nil {
 			return s, err
 		}

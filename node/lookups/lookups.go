@@ -10,6 +10,7 @@
 package lookups
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,12 @@ local function look(command, key, ...)
   return nil
 end
 `
+
+// AppendMarks appends the command, as Redis reads it, that marks n look-ups of keys that are there. It has one reply.
+func AppendMarks(b []byte, n int) []byte {
+	const script = "for _ = 1, ARGV[1] do redis.pcall('ECHO', '') end"
+	return fmt.Appendf(b, "*4\r\n$4\r\nEVAL\r\n$%d\r\n%s\r\n$1\r\n0\r\n$%d\r\n%d\r\n", len(script), script, len(strconv.Itoa(n)), n)
+}
 
 // Hash is HGETALL of a key: its fields and values in turn, none without the key.
 var Hash = redis.NewScript(Lua + `return look('HGETALL', KEYS[1]) or {}`)

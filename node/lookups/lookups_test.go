@@ -1,8 +1,11 @@
 package lookups_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +96,23 @@ func TestOurLookupsAreNotCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("a key", 0, 0)
+	conn, err := net.Dial("tcp", n.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	keys := strings.Repeat("*2\r\n$4\r\nDUMP\r\n$3\r\nkey\r\n", 12)
+	if _, err := conn.Write(lookups.AppendMarks([]byte(keys), 12)); err != nil {
+		t.Fatal(err)
+	}
+	// After them, Redis answers that it knows of nothing of the kind.
+	reply := bufio.NewReader(conn)
+	for line := ""; line != "$-1\r\n"; {
+		if line, err = reply.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("many keys", 0, 0)
 
 	ok(n.ConfigResetStat(ctx))
 	hits, misses = 0, 0
