@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -26,9 +25,8 @@ const (
 // conn is a connection of Envoy's. Its goroutine reads; who answers writes: whoever is at the shard while commands are outstanding, and the
 // goroutine itself otherwise.
 type conn struct {
-	s      *Server
-	net    *net.UnixConn
-	socket *socket
+	s    *Server
+	peer *peer
 
 	in       []byte
 	r, w     int // what is unread in in
@@ -55,11 +53,11 @@ type conn struct {
 }
 
 func newConn(s *Server, n *net.UnixConn) (*conn, error) {
-	socket, err := newSocket(n)
+	p, err := newPeer(n)
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{s: s, net: n, socket: socket, in: make([]byte, firstBuffer), executor: s.executors[0]}
+	c := &conn{s: s, peer: p, in: make([]byte, firstBuffer), executor: s.executors[0]}
 	c.changed = sync.NewCond(&c.mu)
 	return c, nil
 }
@@ -90,7 +88,7 @@ func (c *conn) serve() {
 
 // read waits for more bytes. There are none any more if it says false.
 func (c *conn) read() bool {
-	n, waited, err := c.socket.read(c.in[c.w:])
+	n, waited, err := c.peer.read(c.in[c.w:])
 	if err != nil {
 		return false
 	}
@@ -508,7 +506,7 @@ func (c *conn) flush() {
 		c.backlog = append(c.backlog, c.out...)
 		return
 	}
-	n, err := c.socket.write(c.out)
+	n, err := c.peer.write(c.out)
 	if err != nil {
 		c.fail()
 		return
@@ -523,7 +521,7 @@ func (c *conn) flush() {
 // fail gives the connection up. The caller holds the lock.
 func (c *conn) fail() {
 	c.dead = true
-	c.net.Close()
+	c.peer.Close()
 	c.changed.Broadcast()
 }
 
@@ -545,16 +543,11 @@ func (c *conn) drain() {
 		}
 		c.changed.Broadcast()
 		c.mu.Unlock()
-		for len(part) > 0 {
-			_ = c.net.SetWriteDeadline(time.Now().Add(unread)) // its failure shows in Write
-			n, err := c.net.Write(part)
-			part = part[n:]
-			if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
-				c.mu.Lock()
-				c.fail()
-				c.mu.Unlock()
-				return
-			}
+		if err := c.peer.drain(part, unread); err != nil {
+			c.mu.Lock()
+			c.fail()
+			c.mu.Unlock()
+			return
 		}
 	}
 }
@@ -569,7 +562,7 @@ func (c *conn) close() {
 	}
 	c.dead = true
 	c.mu.Unlock()
-	c.net.Close()
+	c.peer.Close()
 	c.s.buffers.Add(firstBuffer - int64(len(c.in)))
 	c.s.gone(c)
 }

@@ -203,13 +203,13 @@ func (s *Server) open(n net.Conn) {
 	}
 	c, err := newConn(s, unix)
 	if err != nil {
-		n.Close()
+		s.config.Log.Error("a lane cannot serve a connection", "shard", s.config.Shard, "error", err)
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || len(s.conns) >= maxConnections {
-		n.Close()
+		c.peer.Close()
 		return
 	}
 	s.conns[c] = true
@@ -262,7 +262,7 @@ func (s *Server) Close() {
 		l.Close()
 	}
 	for c := range s.conns {
-		_ = c.net.CloseRead() // its reader ends, then what is outstanding, then it
+		c.peer.closeRead() // its reader ends, then what is outstanding, then it
 	}
 	s.mu.Unlock()
 	s.running.Wait()

@@ -270,15 +270,8 @@ func (s *stream) next() (byte, error) {
 
 func (s *stream) fill() error {
 	c := s.c
-	if err := c.net.SetReadDeadline(time.Now().Add(stalled)); err != nil {
-		return err
-	}
-	n, err := c.net.Read(c.in)
+	n, err := c.peer.readWithin(c.in, stalled)
 	c.r, c.w = 0, n
-	if n > 0 {
-		err = nil
-	}
-	_ = c.net.SetReadDeadline(time.Time{}) // its failure shows in the next read
 	return err
 }
 
