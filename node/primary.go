@@ -210,6 +210,15 @@ func (p *Pipe) Bulk() (int, error) {
 
 // Take reads the n bytes of a bulk string and appends them to b.
 func (p *Pipe) Take(b []byte, n int) ([]byte, error) {
+	if all := n + len("\r\n"); all <= p.r.Buffered() {
+		has, err := p.r.Peek(all)
+		if err != nil {
+			return b, err
+		}
+		b = append(b, has[:n]...)
+		_, err = p.r.Discard(all)
+		return b, err
+	}
 	at := len(b)
 	b = append(b, make([]byte, n)...)
 	if err := p.full(b[at:]); err != nil {

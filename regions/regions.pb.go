@@ -528,6 +528,7 @@ type ListRequest struct {
 	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Cursor        string                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"` // as a page's next said; "" is the beginning, and then the page has no items
 	Until         string                 `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`   // the page ends where this begins, or before; "" is where the server likes
+	Keys          uint32                 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`    // about how many keys the page is to have; 0 is as many as the server likes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -588,6 +589,13 @@ func (x *ListRequest) GetUntil() string {
 		return x.Until
 	}
 	return ""
+}
+
+func (x *ListRequest) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
 }
 
 type FetchRequest struct {
@@ -741,12 +749,13 @@ const file_regions_regions_proto_rawDesc = "" +
 	"\x03Ack\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x04R\aapplied\x12\x16\n" +
 	"\x06fenced\x18\x02 \x03(\tR\x06fenced\x12\x12\n" +
-	"\x04keys\x18\x03 \x01(\x04R\x04keys\"\x83\x01\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys\"\x97\x01\n" +
 	"\vListRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12\x14\n" +
-	"\x05until\x18\x04 \x01(\tR\x05until\"R\n" +
+	"\x05until\x18\x04 \x01(\tR\x05until\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\rR\x04keys\"R\n" +
 	"\fFetchRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.cachemesh.regions.HelloR\x05hello\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\fR\x04keys\"D\n" +

@@ -11,7 +11,7 @@ import (
 const (
 	// fetchBytes is about how much of values is asked of a shard at once, and fetchAtOnce how many keys at most: meanwhile it serves nobody else.
 	fetchBytes  = 64 << 10
-	fetchAtOnce = 256
+	fetchAtOnce = 512
 	fetchFirst  = 16
 	// maxTold bounds what is told at once, as long as no single value is larger.
 	maxTold = 8 << 20
@@ -34,10 +34,11 @@ type usual struct {
 	mortal bool // some of its keys have a time to live
 }
 
-func (v *values) telling(at *place, p *node.Pipe) *telling {
+// telling begins with room for so many bytes.
+func (v *values) telling(at *place, p *node.Pipe, bytes int) *telling {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	t := &telling{pipe: p, usual: v.usual[at]}
+	t := &telling{pipe: p, usual: v.usual[at], items: make([]byte, 0, bytes)}
 	t.atOnce = max(fetchFirst, t.atOnce)
 	return t
 }

@@ -20,10 +20,11 @@ import (
 )
 
 const (
-	// A page ends after so many keys or bytes, or so long, whatever is first.
-	pageKeys  = 2000
-	pageBytes = 256 << 10
-	pageTime  = 100 * time.Millisecond
+	// A page ends after so many keys, unless fewer or more are asked for, after so many bytes for each of them, or after so long, whatever is first.
+	pageKeys    = 2000
+	maxPageKeys = 8000
+	pageBytes   = 128
+	pageTime    = 100 * time.Millisecond
 	// MaxFetch is how many keys are fetched at once.
 	MaxFetch = 1000
 	// MaxValue bounds a value that is told.
@@ -178,9 +179,12 @@ func (v *values) list(ctx context.Context, in *ListRequest) (*Page, error) {
 		r := view.route(key)
 		return r != nil && r.pool.Name == pool && r.ring != nil && r.targets[r.ring.Find(key)].shard == shard
 	}
-	page := &Page{}
+	page, most := &Page{}, pageKeys
+	if n := in.GetKeys(); n > 0 {
+		most = int(min(n, maxPageKeys))
+	}
 	err = v.with(ctx, at, func(p *node.Pipe) error {
-		told := v.telling(at, p)
+		told := v.telling(at, p, most*pageBytes)
 		defer v.told(at, told)
 		size := uint64(0)
 		if last != 0 {
@@ -190,7 +194,7 @@ func (v *values) list(ctx context.Context, in *ListRequest) (*Page, error) {
 		}
 		for began := time.Now(); ; {
 			var keys [][]byte
-			count := min(scanAtOnce, 4*told.atOnce)
+			count := min(scanAtOnce, 4*told.atOnce, most-told.keys)
 			if last != 0 {
 				count = closing(cursor, last, size, count)
 			}
@@ -204,7 +208,7 @@ func (v *values) list(ctx context.Context, in *ListRequest) (*Page, error) {
 			if err := told.all(keys); err != nil {
 				return err
 			}
-			if over || told.keys >= pageKeys || len(told.items) >= pageBytes || time.Since(began) > pageTime || ctx.Err() != nil {
+			if over || told.keys >= most || len(told.items) >= most*pageBytes || time.Since(began) > pageTime || ctx.Err() != nil {
 				page.Items = told.items
 				if !over {
 					page.Next = []string{shard + " " + strconv.FormatUint(cursor, 10)}
@@ -329,7 +333,7 @@ func scan(p *node.Pipe, cursor uint64, prefix []byte, count int, wanted func(key
 	if err != nil {
 		return nil, 0, err
 	}
-	var arena []byte
+	arena := make([]byte, 0, 32*max(found, 0))
 	ends := make([]int, 0, max(found, 0))
 	for range found {
 		if n, err = p.Bulk(); err != nil {
@@ -371,7 +375,7 @@ func (v *values) fetch(ctx context.Context, in *FetchRequest) (*Page, error) {
 			return nil, err
 		}
 		err = v.with(ctx, at, func(p *node.Pipe) error {
-			t := v.telling(at, p)
+			t := v.telling(at, p, 0)
 			defer v.told(at, t)
 			t.items = page.Items
 			err := t.all(keys)

@@ -28,6 +28,7 @@ type sibling struct {
 	region string
 	pool   string
 	prefix []byte
+	page   uint32 // about how many keys are listed at once
 	turn   atomic.Uint32
 
 	mu    sync.Mutex
@@ -66,7 +67,7 @@ func (s *sibling) hello() *regions.Hello {
 func (s *sibling) List(ctx context.Context, cursor, until string) (Page, error) {
 	began := time.Now()
 	told, err := s.ask(ctx, func(ctx context.Context, c regions.LinkClient) (*regions.Page, error) {
-		return c.List(ctx, &regions.ListRequest{Hello: s.hello(), Prefix: s.prefix, Cursor: cursor, Until: until}, grpc.MaxCallRecvMsgSize(maxPage))
+		return c.List(ctx, &regions.ListRequest{Hello: s.hello(), Prefix: s.prefix, Cursor: cursor, Until: until, Keys: s.page}, grpc.MaxCallRecvMsgSize(maxPage))
 	})
 	if status.Code(err) == codes.NotFound && cursor != "" {
 		return Page{Next: []string{""}}, nil // its shards are others now

@@ -65,13 +65,25 @@ type Config struct {
 	At func() *place.Map
 }
 
+// pageKeys is how many keys a run lists at once: what its budget has for a moment, so that neither region is busy with many in a row, and not so few that
+// to claim a chunk costs more than its keys.
+func pageKeys(r *warming.Run) uint32 {
+	return uint32(max(leastPage, min(mostPage, float64(r.Budget.KeysPerSecond)*pageTime.Seconds())))
+}
+
+const (
+	leastPage = 250
+	mostPage  = 8000
+	pageTime  = 25 * time.Millisecond
+)
+
 // New makes a run's source.
 func New(c Config, r *warming.Run) (Source, error) {
 	prefix := []byte(r.Keys.Prefix)
 	var s Source
 	switch from := r.Source; {
 	case from.Region != "":
-		s = &sibling{config: c, region: from.Region, pool: r.Pool, prefix: prefix, conns: map[string]*grpc.ClientConn{}}
+		s = &sibling{config: c, region: from.Region, pool: r.Pool, prefix: prefix, page: pageKeys(r), conns: map[string]*grpc.ClientConn{}}
 	case from.Loader != nil:
 		s = newLoader(from.Loader.URL, from.Loader.TokenFile, r.Region, r.Keys.Prefix)
 	case from.SQL != nil:
