@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -122,12 +124,12 @@ func (r *dayResult) judgeTriggers() {
 	}
 	ever := time.Now().Add(time.Hour)
 	trending := done(trendingPlan, "cron", time.Time{}, ever)
-	r.check("the time of day: "+trendingPlan+" ran in each region in its own morning", len(trending) == len(dayRegions) && r.inTheMorning(), "runs by region: %v", trending)
+	r.check("the time of day: "+trendingPlan+" ran in each region in its own morning", len(trending) == len(dayRegions) && r.inTheMorning(), "runs: %s", byRegion(trending))
 	celebrity, match := r.warmed.first("celebrity"), r.warmed.first("match")
 	rule := done(celebrityPlan, "rule", celebrity.Real.Add(-time.Second), celebrity.Real.Add(20*time.Second))
-	r.check("a pattern: "+celebrityPlan+" ran in all regions when the celebrity had posted", len(rule) == len(dayRegions), "runs by region: %v", rule)
+	r.check("a pattern: "+celebrityPlan+" ran in all regions when the celebrity had posted", len(rule) == len(dayRegions), "runs: %s", byRegion(rule))
 	place := done(localEventPlan, "rule", match.Real.Add(-time.Second), ever)
-	r.check("a place: "+localEventPlan+" ran where the match was, and nowhere else", place["eu-west"] > 0 && len(place) == 1, "runs by region: %v", place)
+	r.check("a place: "+localEventPlan+" ran where the match was, and nowhere else", place["eu-west"] > 0 && len(place) == 1, "runs: %s", byRegion(place))
 }
 
 // inTheMorning says whether the runs of the morning's plan began at half past six of their region.
@@ -182,7 +184,7 @@ func (r *dayResult) judgeCelebrity() {
 		}
 	}
 	r.Celebrity = c
-	r.check("the celebrity's tweet was in both regions before its hundredth read", before, "in the regions' caches after %v s, read for the hundredth time after %.2f s", c.Arrived, c.Hundredth)
+	r.check("the celebrity's tweet was in both regions before its hundredth read", before, "in the caches after, in seconds: %s; read for the hundredth time after %.2f", byRegion(c.Arrived), c.Hundredth)
 }
 
 func (r *dayResult) judgePeaks() {
@@ -266,4 +268,13 @@ func (r *dayResult) markdown(w io.Writer) {
 		p := r.Peaks[region.name]
 		fmt.Fprintf(w, "| %s | %d | %d | %.3f | %.3f |\n", region.name, p.Reads, p.Unwarmed, p.HitRate, p.HitRateBefore)
 	}
+}
+
+// byRegion prints a figure of each region.
+func byRegion[V any](figures map[string]V) string {
+	var all []string
+	for _, region := range slices.Sorted(maps.Keys(figures)) {
+		all = append(all, fmt.Sprintf("%s %v", region, figures[region]))
+	}
+	return strings.Join(all, ", ")
 }

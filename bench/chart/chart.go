@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"image/color"
+	"math"
 	"strconv"
 
 	"gonum.org/v1/plot"
@@ -39,11 +40,18 @@ var colors = []color.RGBA{{0, 114, 178, 255}, {213, 94, 0, 255}, {0, 158, 115, 2
 
 const width, height = 9 * vg.Inch, 3.6 * vg.Inch
 
-// ticks are the usual ones, all labelled, with no more digits than they need.
-func ticks(low, high float64) []plot.Tick {
-	all := plot.DefaultTicks{}.Ticks(low, high)
-	for i := range all {
-		all[i].Label = strconv.FormatFloat(all[i].Value, 'g', 4, 64)
+// ticks are six or so, each a round number.
+func ticks(low, high float64) (all []plot.Tick) {
+	rough := (high - low) / 6
+	step := math.Pow(10, math.Floor(math.Log10(rough)))
+	for _, times := range []float64{10, 5, 2} {
+		if step*times <= rough*1.5 {
+			step *= times
+			break
+		}
+	}
+	for i := math.Ceil(low / step); i*step <= high; i++ {
+		all = append(all, plot.Tick{Value: i * step, Label: strconv.FormatFloat(i*step, 'g', 4, 64)})
 	}
 	return all
 }

@@ -50,3 +50,18 @@ func TestNoValue(t *testing.T) {
 		t.Error("a value that is none is drawn")
 	}
 }
+
+func TestTicks(t *testing.T) {
+	for _, test := range []struct {
+		low, high float64
+		want      string
+	}{{0, 269, "0 50 100 150 200 250"}, {0, 24, "0 5 10 15 20"}, {0.889, 0.956, "0.89 0.9 0.91 0.92 0.93 0.94 0.95"}, {-1, 1, "-1 -0.5 0 0.5 1"}, {3, 46, "10 20 30 40"}} {
+		var got []string
+		for _, tick := range ticks(test.low, test.high) {
+			got = append(got, tick.Label)
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%v to %v: %q, want %q", test.low, test.high, got, test.want)
+		}
+	}
+}
