@@ -40,7 +40,7 @@ var allowed = map[string][]string{
 	"warming/queue":             {"mesh", "node", "node/lookups", "warming", "warming/place"},
 	"warming/source":            {"mesh", "node", "regions", "resp", "warming", "warming/place", "warming/workingset"},
 	"warming/workingset":        {"mesh", "node", "node/lookups", "resp", "warming/place"},
-	"warming/load":              {"mesh", "node", "regions/holdoff", "resp", "warming", "warming/place", "warming/queue", "warming/source"},
+	"warming/load":              {"mesh", "node", "node/lookups", "regions/holdoff", "resp", "warming", "warming/place", "warming/queue", "warming/source"},
 	"lane":                      {"commands", "handoff", "mesh", "node", "regions/holdoff", "regions/writers", "resp", "ring", "sidecar/null"},
 	"sim":                       {"mesh", "shards"},
 	"sim/mutants":               {},

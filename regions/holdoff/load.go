@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strconv"
+
+	"github.com/cachemesh/cachemesh/node/lookups"
 )
 
 // What is loaded ahead of need may be older than what removed a key a moment ago. Other than a refill, which the application wants now, it is not
@@ -64,14 +66,14 @@ var loadDigest = func() string {
 
 // loadScript takes keys, times to live and values in turn. A key's mark that is over, but still there, counts: the key is about to be removed once
 // more.
-var loadScript = script(fmt.Sprintf(`
+var loadScript = script(lookups.Lua + fmt.Sprintf(`
 local held, prefixes = KEYS[1], KEYS[2]
 -- This alone is no hit or miss.
 local some = redis.call('MEMORY', 'USAGE', held, 'SAMPLES', '1')
 local wides = {}
-if some and redis.call('MEMORY', 'USAGE', prefixes, 'SAMPLES', '1') then
+if some then
   local time = redis.call('TIME')
-  wides = redis.call('ZRANGEBYSCORE', prefixes, '(' .. string.format('%%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), '+inf')
+  wides = look('ZRANGEBYSCORE', prefixes, '(' .. string.format('%%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), '+inf') or {}
 end
 local function suspect(key)
   if redis.call('ZADD', held, 'XX', 'INCR', 0, key) then return true end

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cachemesh/cachemesh/node"
+	"github.com/cachemesh/cachemesh/node/lookups"
 	"github.com/cachemesh/cachemesh/resp"
 	"github.com/cachemesh/cachemesh/warming/place"
 	"github.com/cachemesh/cachemesh/warming/queue"
@@ -92,7 +93,7 @@ func (j *job) lookAt(ctx context.Context, shard *place.Shard, samples []queue.Sa
 	for _, i := range at {
 		out = resp.AppendCommand(out, "OBJECT", question, samples[i].Key)
 	}
-	if err := pipe.Send(out); err != nil {
+	if err := pipe.Send(lookups.AppendMarks(out, len(at))); err != nil {
 		return err
 	}
 	now := time.Now()

@@ -114,9 +114,9 @@ func (q *Queue) Looked(ctx context.Context, changed []Sample, sampled, read, evi
 }
 
 // lookedScript takes the numbers of samples, of those that were read and that were evicted, and keys with what is known of them.
-var lookedScript = redis.NewScript(must + `
+var lookedScript = redis.NewScript(lookups.Lua + must + `
 redis.call('HSET', KEYS[1], 'sampled', ARGV[1], 'read', ARGV[2], 'evicted', ARGV[3])
 for i = 4, #ARGV, 2 do
-  if redis.call('HEXISTS', KEYS[4], ARGV[i]) == 1 then redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
+  if look('HEXISTS', KEYS[4], ARGV[i]) == 1 then redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
 end
 return {}`)
