@@ -97,14 +97,14 @@ func AppendMarks(b []byte, marks []Mark, now time.Time) []byte {
 	b = append(appendBulk(b, heldKey), "$2\r\nGT\r\n"...)
 	milliseconds := int(now.UnixMilli()) + 1
 	for _, m := range marks {
-		step := max(1, min(m.milliseconds()/4, maxStep))
+		step := max(1, min(m.milliseconds()/12, maxStep))
 		b = appendBulk(appendInt(b, (milliseconds+m.milliseconds()+step-1)/step*step), m.Key)
 	}
 	return b
 }
 
-// maxStep bounds how much longer than its hold-off a mark lasts, in milliseconds.
-const maxStep = 750
+// maxStep bounds how much longer than its hold-off a mark lasts, in milliseconds: so much longer may a stale refill be served.
+const maxStep = 250
 
 // Plain says whether a key may be marked by AppendMarks. Others need a Note.
 func Plain(key []byte) bool { return len(key) <= maxKey }

@@ -350,7 +350,7 @@ func TestTooManyMarksWithoutAScript(t *testing.T) {
 	}
 }
 
-// A mark lasts its hold-off and at most a quarter more, and one of the same moment changes nothing.
+// A mark lasts its hold-off and at most a twelfth more, and one of the same moment changes nothing.
 func TestEndsOfMarksAreRoundedUp(t *testing.T) {
 	s := startShard(t)
 	for _, d := range []time.Duration{time.Millisecond, 40 * time.Millisecond, time.Second, 3 * time.Second, long} {
@@ -358,7 +358,7 @@ func TestEndsOfMarksAreRoundedUp(t *testing.T) {
 			now := time.UnixMilli(1_900_000_000_000 + int64(i)*97)
 			s.raw(AppendMarks(nil, marks(d, d.String()), now))
 			end := time.UnixMilli(int64(s.ZScore(context.Background(), heldKey, d.String()).Val()))
-			if more := end.Sub(now.Add(d)); more <= 0 || more > 2*time.Millisecond+min(d/4, time.Second) {
+			if more := end.Sub(now.Add(d)); more <= 0 || more > 2*time.Millisecond+min(d/12, 250*time.Millisecond) {
 				t.Errorf("a mark of %s lasts %s more", d, more)
 			}
 		}
