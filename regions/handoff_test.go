@@ -108,7 +108,7 @@ func TestAShardThatComesCostsOthersNothing(t *testing.T) {
 	us, eu := newRegion(t, "us", 2), newRegion(t, "eu", 1)
 	all := slices.Clone(us.topology.Pools[0].Shards)
 	all[1].Epoch = 7
-	serve := func(step mesh.HandoffStep) {
+	at := func(step mesh.HandoffStep) *mesh.Topology {
 		next := *us.topology
 		p := us.topology.Pools[0]
 		p.Shards, p.Handoff = all[:1], &mesh.Handoff{ID: 1, Generation: 1, Step: step, From: all[:1], To: all}
@@ -119,10 +119,9 @@ func TestAShardThatComesCostsOthersNothing(t *testing.T) {
 			p.Handoff = nil
 		}
 		next.Pools = []mesh.Pool{p}
-		us.topology = &next
-		us.update()
+		return &next
 	}
-	serve(mesh.Copying)
+	us.topology = at(mesh.Copying)
 	linked(us, eu)
 	// It was there before, and went.
 	us.links.Follow(map[string]bool{"users-0": false, "users-1": true})
@@ -131,7 +130,8 @@ func TestAShardThatComesCostsOthersNothing(t *testing.T) {
 	})
 	eu.set(keysOf("user:", 100)...)
 	for _, step := range []mesh.HandoffStep{mesh.Preparing, mesh.Fencing, mesh.Flipping, mesh.Purging, ""} {
-		serve(step)
+		us.topology = at(step)
+		us.update()
 	}
 	us.flowing()
 	gone := ""
