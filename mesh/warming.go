@@ -137,7 +137,7 @@ const (
 
 // Budget bounds what one run takes in one region, all agents together. What is left out has a default.
 type Budget struct {
-	// Keys a second (default 20000).
+	// Keys a second (default 5000).
 	KeysPerSecond int `yaml:"keysPerSecond,omitempty" json:"keysPerSecond,omitempty" jsonschema:"minimum=1,maximum=10000000"`
 	// Bytes of keys and values a second (default 50000000).
 	BytesPerSecond int `yaml:"bytesPerSecond,omitempty" json:"bytesPerSecond,omitempty" jsonschema:"minimum=1024,maximum=10000000000"`
@@ -150,7 +150,7 @@ type Budget struct {
 // The defaults of plans.
 const (
 	DefaultAhead           = 15 * time.Minute
-	DefaultKeysPerSecond   = 20_000
+	DefaultKeysPerSecond   = 5_000
 	DefaultBytesPerSecond  = 50_000_000
 	DefaultOriginPerSecond = 1_000
 	DefaultConcurrency     = 4

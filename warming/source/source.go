@@ -72,7 +72,7 @@ func pageKeys(r *warming.Run) uint32 {
 }
 
 const (
-	leastPage = 250
+	leastPage = 100
 	mostPage  = 8000
 	pageTime  = 25 * time.Millisecond
 )
