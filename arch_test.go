@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"consul":                    {"mesh"},
 	"shards":                    {"mesh"},
 	"node":                      {"certs", "mesh", "node/lookups", "resp", "shards"},
-	"node/lookups":              {},
+	"node/lookups":              {"resp"},
 	"regions/holdoff":           {"mesh", "node/lookups"},
 	"regions/writers":           {"mesh", "node/lookups"},
 	"regions":                   {"handoff", "mesh", "node", "regions/holdoff", "regions/journal", "regions/writers", "resp", "ring"},

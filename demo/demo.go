@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -338,6 +339,11 @@ func (d *Demo) readEnvoyPIDs() (changed bool) {
 }
 
 func (d *Demo) answers(ctx context.Context, page string) error {
+	return d.read(ctx, page, func(io.Reader) error { return nil })
+}
+
+// read reads a page that answers within a second.
+func (d *Demo) read(ctx context.Context, page string, body func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
@@ -348,9 +354,9 @@ func (d *Demo) answers(ctx context.Context, page string) error {
 	if err != nil {
 		return err
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answers %s", page, resp.Status)
 	}
-	return nil
+	return body(resp.Body)
 }

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
+	"io"
 	"time"
 )
 
@@ -31,22 +31,11 @@ func (d *Demo) linked(ctx context.Context) error {
 }
 
 func (d *Demo) linksUp(ctx context.Context, page string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := d.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
 	var status struct {
 		Links []struct{ From, To, Pool, State, Problem string }
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&status); err != nil {
-		return fmt.Errorf("%s answers %s: %w", page, resp.Status, err)
+	if err := d.read(ctx, page, func(r io.Reader) error { return json.NewDecoder(r).Decode(&status) }); err != nil {
+		return err
 	}
 	if len(status.Links) == 0 {
 		return errors.New("no links are known yet")

@@ -19,31 +19,14 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 )
 
 // startRedis runs one and returns a client of it.
 func startRedis(t *testing.T, r process.Redis) (*process.Process, *redis.Client) {
 	t.Helper()
-	if r.Port == 0 {
-		ports, err := process.FreePorts(1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Port = ports[0]
-	}
-	r.Dir = t.TempDir()
-	p, err := r.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(5 * time.Second) })
-	options, err := r.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := redis.NewClient(options)
-	t.Cleanup(func() { client.Close() })
-	return p, client
+	n := redistest.Start(t, r)
+	return n.Process, n.Client
 }
 
 // encode is a journal's entry as these tests write it: the keys with their lengths.

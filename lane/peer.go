@@ -42,11 +42,7 @@ func newPeer(c *net.UnixConn) (*peer, error) {
 	}
 	again := false
 	p.readFrom = func(fd uintptr) { again = p.reads.move(syscall.SYS_READ, fd) }
-	p.writeInto = func(fd uintptr) {
-		if p.writes.move(syscall.SYS_WRITE, fd) {
-			p.writes.n, p.writes.err = 0, nil
-		}
-	}
+	p.writeInto = p.writes.write
 	p.readable = func(uintptr) bool {
 		if err := p.raw.Control(p.readFrom); err != nil {
 			again, p.reads.n, p.reads.err = false, 0, err
@@ -85,17 +81,12 @@ func unpolled(c *net.UnixConn) (*os.File, error) {
 
 // read waits for bytes. waited says that none were there when it began.
 func (p *peer) read(b []byte) (n int, waited bool, err error) {
-	t := &p.reads
-	t.bytes, t.waited = b, false
-	err = p.arrivals.raw.Read(p.readable)
-	t.bytes = nil
-	switch {
-	case err != nil:
-		return 0, t.waited, err
-	case t.n == 0 && t.err == nil:
-		return 0, t.waited, io.EOF
+	p.reads.begin(b)
+	n, err = p.reads.end(p.arrivals.raw.Read(p.readable))
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
-	return t.n, t.waited, t.err
+	return n, p.reads.waited, err
 }
 
 // readWithin waits no longer than it is told.
@@ -110,14 +101,8 @@ func (p *peer) readWithin(b []byte, d time.Duration) (n int, err error) {
 
 // write writes what there is room for, without waiting.
 func (p *peer) write(b []byte) (n int, err error) {
-	t := &p.writes
-	t.bytes = b
-	err = p.raw.Control(p.writeInto)
-	t.bytes = nil
-	if err != nil {
-		return 0, err
-	}
-	return t.n, t.err
+	p.writes.begin(b)
+	return p.writes.end(p.raw.Control(p.writeInto))
 }
 
 // drain writes everything. No room at all for d is an error.

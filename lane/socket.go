@@ -38,9 +38,7 @@ func newSocket(c syscall.Conn) (*socket, error) {
 		return !again
 	}
 	s.writes.call = func(fd uintptr) bool {
-		if s.writes.move(syscall.SYS_WRITE, fd) {
-			s.writes.n, s.writes.err = 0, nil
-		}
+		s.writes.write(fd)
 		return true
 	}
 	return s, nil
@@ -62,31 +60,37 @@ func (t *transfer) move(trap, fd uintptr) (again bool) {
 	}
 }
 
+// write is a move for which there may be no room.
+func (t *transfer) write(fd uintptr) {
+	if t.move(syscall.SYS_WRITE, fd) {
+		t.n, t.err = 0, nil
+	}
+}
+
+func (t *transfer) begin(b []byte) { t.bytes, t.waited = b, false }
+
+// end takes how the scheduler's call ended.
+func (t *transfer) end(err error) (n int, _ error) {
+	if t.bytes = nil; err != nil {
+		return 0, err
+	}
+	return t.n, t.err
+}
+
 // read waits for bytes. waited says that none were there when it began.
 func (s *socket) read(b []byte) (n int, waited bool, err error) {
-	t := &s.reads
-	t.bytes, t.waited = b, false
-	err = s.raw.Read(t.call)
-	t.bytes = nil
-	switch {
-	case err != nil:
-		return 0, t.waited, err
-	case t.n == 0 && t.err == nil:
-		return 0, t.waited, io.EOF
+	s.reads.begin(b)
+	n, err = s.reads.end(s.raw.Read(s.reads.call))
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
-	return t.n, t.waited, t.err
+	return n, s.reads.waited, err
 }
 
 // write writes what there is room for, without waiting.
 func (s *socket) write(b []byte) (n int, err error) {
-	t := &s.writes
-	t.bytes = b
-	err = s.raw.Write(t.call)
-	t.bytes = nil
-	if err != nil {
-		return 0, err
-	}
-	return t.n, t.err
+	s.writes.begin(b)
+	return s.writes.end(s.raw.Write(s.writes.call))
 }
 
 // silent says whether there is nothing to be read, not even the end.

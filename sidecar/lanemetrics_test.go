@@ -9,8 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-
-	"github.com/cachemesh/cachemesh/process"
 )
 
 type laneCollector struct{ *carrier }
@@ -19,16 +17,8 @@ func (laneCollector) Describe(chan<- *prometheus.Desc)       {}
 func (l laneCollector) Collect(out chan<- prometheus.Metric) { l.collect(out) }
 
 func TestLanesAreCounted(t *testing.T) {
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	p, err := server.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Stop(time.Second)
+	server := newRedis(t)
+	p := startRedis(t, server)
 	c := newCarrier("", slog.New(slog.DiscardHandler))
 	defer c.close()
 	topology := laned(server.Address())

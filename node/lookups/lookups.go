@@ -10,11 +10,12 @@
 package lookups
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cachemesh/cachemesh/resp"
 )
 
 // Lua defines, for the scripts that begin with it, look: redis.call for a command that reads a key, which is a hit that is marked, or nil
@@ -31,8 +32,7 @@ end
 
 // AppendMarks appends the command, as Redis reads it, that marks n look-ups of keys that are there. It has one reply.
 func AppendMarks(b []byte, n int) []byte {
-	const script = "for _ = 1, ARGV[1] do redis.pcall('ECHO', '') end"
-	return fmt.Appendf(b, "*4\r\n$4\r\nEVAL\r\n$%d\r\n%s\r\n$1\r\n0\r\n$%d\r\n%d\r\n", len(script), script, len(strconv.Itoa(n)), n)
+	return resp.AppendCommand(b, "EVAL", "for _ = 1, ARGV[1] do redis.pcall('ECHO', '') end", "0", strconv.Itoa(n))
 }
 
 // Hash is HGETALL of a key: its fields and values in turn, none without the key.

@@ -18,14 +18,19 @@ type Node struct {
 	*redis.Client
 }
 
-// Start starts a node at a free port, in a folder of its own.
+// Start starts a node, at a free port and in a folder of its own unless it has them.
 func Start(t testing.TB, r process.Redis) *Node {
 	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
+	if r.Port == 0 {
+		ports, err := process.FreePorts(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Port = ports[0]
 	}
-	r.Port, r.Dir = ports[0], t.TempDir()
+	if r.Dir == "" {
+		r.Dir = t.TempDir()
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	p, err := r.Start(ctx)
@@ -33,7 +38,12 @@ func Start(t testing.TB, r process.Redis) *Node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Stop(time.Second) })
-	c := redis.NewClient(&redis.Options{Addr: r.Address(), MaxRetries: -1})
+	options, err := r.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.PoolSize = 0 // the usual number
+	c := redis.NewClient(options)
 	t.Cleanup(func() { c.Close() })
 	return &Node{r, p, c}
 }

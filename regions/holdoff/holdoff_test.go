@@ -12,6 +12,7 @@ import (
 
 	"github.com/cachemesh/cachemesh/mesh"
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 )
 
 func TestOnlyRefillsAreHeld(t *testing.T) {
@@ -39,19 +40,7 @@ type shard struct {
 
 func startShard(t *testing.T, args ...string) shard {
 	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := process.Redis{Port: ports[0], Dir: t.TempDir(), Args: args}
-	p, err := r.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(5 * time.Second) })
-	c := redis.NewClient(&redis.Options{Addr: r.Address()})
-	t.Cleanup(func() { c.Close() })
-	return shard{t, c}
+	return shard{t, redistest.Start(t, process.Redis{Args: args}).Client}
 }
 
 func (s shard) do(args ...any) any {

@@ -12,30 +12,13 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 )
 
-// server starts a real Redis and returns clients of it.
+// server starts a real Redis and returns a client of it.
 func server(t *testing.T, r process.Redis) *redis.Client {
 	t.Helper()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Port, r.Dir = ports[0], t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	p, err := r.Start(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(time.Second) })
-	options, err := r.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := redis.NewClient(options)
-	t.Cleanup(func() { c.Close() })
-	return c
+	return redistest.Start(t, r).Client
 }
 
 // write journals a removal as a lane does.

@@ -5,25 +5,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/cachemesh/cachemesh/process"
+	"github.com/cachemesh/cachemesh/process/redistest"
 )
 
 func TestWriters(t *testing.T) {
 	ctx := context.Background()
-	ports, err := process.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := process.Redis{Port: ports[0], Dir: t.TempDir()}
-	p, err := r.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop(0) })
-	c := redis.NewClient(&redis.Options{Addr: r.Address()})
-	defer c.Close()
+	c := redistest.Start(t, process.Redis{}).Client
 	join := func(name string, epoch uint64) {
 		t.Helper()
 		var args []any
