@@ -77,9 +77,7 @@ func readResult(file string) (result, string, error) {
 	for _, b := range benches {
 		if b.name == head.Bench {
 			r := b.empty()
-			numbers := json.NewDecoder(bytes.NewReader(data))
-			numbers.UseNumber() // a plan's million is printed as it was written
-			return r, b.name, numbers.Decode(r)
+			return r, b.name, json.Unmarshal(data, r)
 		}
 	}
 	return nil, "", fmt.Errorf("no benchmark is called %q", head.Bench)

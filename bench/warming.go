@@ -314,7 +314,7 @@ func (r *warmingResult) markdown(w io.Writer) {
 	r.header.markdown(w, "a region's cache is copied into another's")
 	fmt.Fprintf(w, "%v values of %v bytes into empty shards, %v of them in either region. Keys a CPU second of all that is involved: %.2f of what `redis-cli --pipe` does, which is given\n"+
 		"all data in a file, and %.1f times as many as a copier that gets and sets one key after the other. At the default budget the p99 of %v requests/s through the\nsidecar is %.2f of what it is without warming.\n\n",
-		r.Plan["keys"], r.Plan["value_bytes"], r.Plan["shards"], r.RatioPipe, r.RatioNaive, r.Plan["foreground_requests_per_second"], r.P99Ratio)
+		r.Copiers["cachemesh"].Keys, r.Plan["value_bytes"], r.Plan["shards"], r.RatioPipe, r.RatioNaive, r.Plan["foreground_requests_per_second"], r.P99Ratio)
 	fmt.Fprintln(w, "| | keys/s | CPU µs a key: loader | source Redis | target Redis |")
 	fmt.Fprintln(w, "|---|--:|--:|--:|--:|")
 	for _, way := range []struct{ name, label string }{{"cachemesh", "cachemesh"}, {"pipe", "redis-cli --pipe"}, {"naive", "GET and SET"}} {
